@@ -512,7 +512,15 @@ def _mongod_command(program: Path, port: int, folder: Path, oplog_mib: int) -> l
 
 
 def _secantus_command(port: int, folder: Path) -> list[str]:
-    return [sys.executable, "-m", "secantus", f"--host={_HOST}", f"--port={port}", f"--storage-path={folder / 'data'}"]
+    return [
+        sys.executable,
+        "-m",
+        "secantus",
+        f"--host={_HOST}",
+        f"--port={port}",
+        f"--storage-path={folder / 'data'}",
+        "--sync-on-commit",
+    ]
 
 
 def _valkey_command(program: Path, port: int, folder: Path, databases: int) -> list[str]:
