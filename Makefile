@@ -1,0 +1,62 @@
+# Everything a developer runs. Nothing is needed but CPython >= 3.11, make and pip's access to a package index;
+# pip's own configuration (PIP_*, pip.conf) is what decides which.
+#
+#   make demo     the whole system on this machine, on embedded servers
+#   make test     all tests but the fault tests
+#   make fault    tests that kill and suspend servers
+#   make check    linters, types, layers
+#   make bench    the measurements behind the performance goals
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# More checks: programs that end with 0 when all is well.
+CHECKS := $(sort $(wildcard tools/check_*.py))
+TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/docs)
+CODE := celery_reactive $(wildcard tests examples benchmarks tools)
+PYTEST_OPTIONS ?=
+DEMO_OPTIONS ?=
+
+.PHONY: demo test fault check format bench clean install
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	$(BIN)/celery-reactive demo $(DEMO_OPTIONS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(TESTS) $(PYTEST_OPTIONS)
+
+fault: $(STAMP)
+	$(BIN)/python -m pytest tests/fault $(PYTEST_OPTIONS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@set -e; for check in $(CHECKS); do echo "$(BIN)/python $$check"; $(BIN)/python "$$check"; done
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run.py
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install CPython >= 3.11, or make PYTHON=/path/to/it" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$$($(PYTHON) --version) is too old: CPython >= 3.11 is needed; make PYTHON=python3.12, for example" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+		echo "$(PYTHON) cannot make virtual environments: apt-get install python$$version-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
