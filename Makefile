@@ -14,11 +14,10 @@ STAMP := $(VENV)/.installed
 # More checks: programs that end with 0 when all is well.
 CHECKS := $(sort $(wildcard tools/check_*.py))
 TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/docs)
-CODE := celery_reactive $(wildcard tests examples benchmarks tools)
 PYTEST_OPTIONS ?=
 DEMO_OPTIONS ?=
 
-.PHONY: demo test fault check format bench clean install
+.PHONY: demo test fault check check-lint check-format check-types check-layers $(CHECKS) format bench clean install
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -30,12 +29,23 @@ test: $(STAMP)
 fault: $(STAMP)
 	$(BIN)/python -m pytest tests/fault $(PYTEST_OPTIONS)
 
-check: $(STAMP)
+# `make -k check` goes on to the next kind after a failure.
+check: check-lint check-format check-types check-layers $(CHECKS)
+
+check-lint: $(STAMP)
 	$(BIN)/ruff check .
+
+check-format: $(STAMP)
 	$(BIN)/ruff format --check .
+
+check-types: $(STAMP)
 	$(BIN)/mypy
+
+check-layers: $(STAMP)
 	$(BIN)/lint-imports
-	@set -e; for check in $(CHECKS); do echo "$(BIN)/python $$check"; $(BIN)/python "$$check"; done
+
+$(CHECKS): $(STAMP)
+	$(BIN)/python $@
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

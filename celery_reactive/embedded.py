@@ -28,11 +28,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
+
+from celery_reactive.errors import ReactiveError
 
 __all__ = ["EmbeddedServerError", "ExternalServer", "MongoServer", "ValkeyServer", "broker", "mongodb"]
 
@@ -47,7 +49,7 @@ _LOG_TAIL_CHARACTERS = 2000
 _WATCHDOG = 'read -r _; kill -9 "$1" 2>/dev/null; rm -rf "$2"'
 
 
-class EmbeddedServerError(RuntimeError):
+class EmbeddedServerError(ReactiveError):
     """A server could not be found or started; nothing of it is left running."""
 
 
@@ -156,23 +158,13 @@ class Process:
         self._child.send_signal(number)
 
     def _launch(self, port: int, folder: Path) -> None:
-        log = folder / "output.log"
-        with log.open("wb") as output:
-            # A session of its own: Ctrl-C ends its user, who may still need the server to end well.
-            self._child = subprocess.Popen(
-                self._command(port, folder),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(self._child.pid), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        command = self._command(port, folder)
+        try:
+            self._child = _spawn(command, folder / "output.log")
+        except OSError as error:
+            self.stop()
+            raise EmbeddedServerError(f"{self.name}: {command[0]} cannot be run: {error.strerror}") from error
+        self._watchdog = _watch_over(self._child, folder)
         self._await_answer(self._child, port)
 
     def _await_answer(self, child: subprocess.Popen[bytes], port: int) -> None:
@@ -188,7 +180,7 @@ class Process:
                 self._report(f"ended with code {child.returncode}")
         self._report(f"did not answer within {_START_TIMEOUT_SECONDS:.0f} s")
 
-    def _report(self, what: str) -> None:
+    def _report(self, what: str) -> NoReturn:
         tail = self._log_tail()
         if "in use" in tail:
             self.kill()
@@ -492,6 +484,24 @@ def _runs(program: Path) -> bool:
         return subprocess.run([program, "--version"], capture_output=True, check=False).returncode == 0
     except OSError:
         return False
+
+
+def _spawn(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C is for the server's users, who need it until they have ended well.
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def _watch_over(child: subprocess.Popen[bytes], folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(child.pid), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _mongod_command(program: Path, port: int, folder: Path, oplog_mib: int) -> list[str]:

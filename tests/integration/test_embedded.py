@@ -63,6 +63,16 @@ def test_a_replica_set_takes_majority_writes_and_streams_them(database: Database
     assert event["documentKey"] == {"_id": 1}
 
 
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_no_test_finds_what_another_left(database: Database[dict[str, Any]], broker_url: str, turn: str) -> None:
+    """Database and broker are a test's own; what it leaves is gone when the next one starts."""
+    with redis.Redis.from_url(broker_url) as queue:
+        assert queue.lrange("celery", 0, -1) == []
+        queue.lpush("celery", turn)
+    assert database.list_collection_names() == []
+    database.orders.insert_one({"turn": turn})
+
+
 def test_one_member_is_ready_within_three_seconds() -> None:
     """The demo and each pytest process start one; that must not be what they wait for."""
     started = time.monotonic()
@@ -175,6 +185,15 @@ def test_a_server_that_cannot_start_says_why_and_leaves_nothing() -> None:
     with pytest.raises(EmbeddedServerError, match="noSuchParameter"):
         server.start()
     assert server.members[0].pid is None
+    assert server.members[0]._folder is None
+
+
+def test_a_program_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A wrong MONGOD is the user's to mend, so the message holds its path."""
+    monkeypatch.setenv("MONGOD", str(tmp_path / "mongod"))
+    server = MongoServer()
+    with pytest.raises(EmbeddedServerError, match=f"{tmp_path / 'mongod'} cannot be run: No such file"):
+        server.start()
     assert server.members[0]._folder is None
 
 
