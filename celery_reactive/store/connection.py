@@ -1,0 +1,135 @@
+"""The connection to MongoDB: one lazy client per process, and the collections with the concerns they need.
+
+A client must not cross a fork, so each process makes its own at its first statement. Every
+collection handed out reads from the primary with majority concern and writes with majority,
+whatever the connection string says: with less, an acknowledged write can vanish.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pymongo import MongoClient, ReadPreference
+from pymongo.client_session import ClientSession
+from pymongo.collection import Collection
+from pymongo.database import Database
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from celery_reactive.core.record import CODEC
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.settings import Settings
+from celery_reactive.store.errors import translating
+
+_TIMEOUTS_MS = {"serverSelectionTimeoutMS": 10_000, "connectTimeoutMS": 5_000, "socketTimeoutMS": 20_000}
+"""Without these a frozen primary holds a statement for a minute and more."""
+
+Document = dict[str, Any]
+
+
+class Connection:
+    """Hands out collections. Safe to share between threads; after a fork it connects anew."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._client: MongoClient[Document] | None = None
+        self._pid = 0
+
+    @property
+    def client(self) -> MongoClient[Document]:
+        """This process's client."""
+        if self._client is None or self._pid != os.getpid():
+            with self._lock:
+                if self._client is None or self._pid != os.getpid():
+                    self._client, self._pid = self._connect(), os.getpid()
+        return self._client
+
+    def after_fork(self) -> None:
+        """Forget what was inherited; the parent may have held the lock when it forked."""
+        self._lock = threading.Lock()
+        self._client = None
+
+    def close(self) -> None:
+        """Close this process's client, if there is one."""
+        if self._client is not None and self._pid == os.getpid():
+            self._client.close()
+        self._client = None
+
+    @contextmanager
+    def brief(self, timeout_ms: int = 2_000) -> Iterator[Connection]:
+        """Yield a connection of its own with short time-outs, closed at the end: for the worker's parent process.
+
+        The parent must not keep a client, whose threads a later fork would break.
+        """
+        brief = Connection(self._settings)
+        brief._client = self._connect(  # noqa: SLF001 -- its own kind
+            serverSelectionTimeoutMS=timeout_ms,
+            connectTimeoutMS=timeout_ms,
+            socketTimeoutMS=timeout_ms,
+        )
+        brief._pid = os.getpid()  # noqa: SLF001 -- its own kind
+        try:
+            yield brief
+        finally:
+            brief.close()
+
+    def _connect(self, **overrides: int) -> MongoClient[Document]:
+        make: Callable[[], MongoClient[Document]] | None = self._settings.mongodb_client
+        if make is not None and not overrides:
+            return make()
+        with translating():
+            return MongoClient(
+                self._settings.mongodb_url,
+                appname="celery-reactive",
+                tz_aware=CODEC.tz_aware,
+                uuidRepresentation="standard",
+                datetime_conversion="DATETIME_AUTO",
+                retryWrites=True,
+                **{**_TIMEOUTS_MS, **overrides},
+            )
+
+    def database(self, name: str | None = None) -> Database[Document]:
+        """Return a database by name, the default one for None."""
+        return self.client.get_database(
+            name or self.default_database,
+            codec_options=CODEC,
+            read_preference=ReadPreference.PRIMARY,
+            read_concern=ReadConcern("majority"),
+            write_concern=WriteConcern(w="majority"),
+        )
+
+    @property
+    def default_database(self) -> str:
+        """Name of the default database: the setting's, the connection string's, else `test`."""
+        return self._settings.database or self.client.get_default_database(default="test").name
+
+    def source(self, task: ReactiveTask) -> Collection[Document]:
+        """Return the collection that *task* watches."""
+        return self.database(task.database)[task.collection]
+
+    def documents(self, task: ReactiveTask) -> Collection[Document]:
+        """Return the watched collection decoding as the user's own client says (B-31)."""
+        return self.source(task).with_options(codec_options=self.client.codec_options)
+
+    def records(self, task: ReactiveTask) -> Collection[Document]:
+        """Return the records collection of *task* (B-4)."""
+        return self.database(task.database)[f"{task.collection}{self._settings.records_suffix}"]
+
+    def globals(self) -> Collection[Document]:
+        """Return the collection of leadership, positions, definitions and controls."""
+        return self.database()[self._settings.globals_collection]
+
+    def namespace(self, task: ReactiveTask) -> str:
+        """Return `database.collection` of what *task* watches."""
+        return f"{task.database or self.default_database}.{task.collection}"
+
+    @contextmanager
+    def causal_session(self) -> Iterator[ClientSession]:
+        """Yield a causally consistent session."""
+        with translating(), self.client.start_session(causal_consistency=True) as session:
+            yield session

@@ -1,0 +1,84 @@
+"""Translation of the driver's errors into this package's; the original stays as `__cause__`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import ParamSpec, TypeVar
+
+import pymongo
+from bson.errors import BSONError
+from pymongo.errors import (
+    ConnectionFailure,
+    DocumentTooLarge,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WaitQueueTimeoutError,
+    WTimeoutError,
+)
+
+from celery_reactive.errors import StatementFailedError, StoreBusyError, StoreUnavailableError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LOCKED = frozenset({24, 50, 112, 251, 262})
+"""LockTimeout, MaxTimeMSExpired, WriteConflict, NoSuchTransaction, ExceededTimeLimit."""
+_TRANSIENT = frozenset({6, 7, 43, 63, 64, 89, 91, 133, 134, 149, 175, 189, 202, 234, 237, 246, 9001, 10107})
+_TRANSIENT_SHUTDOWN = frozenset({11600, 11601, 11602, 13388, 13435, 13436})
+
+
+def translated(statement: Callable[P, R]) -> Callable[P, R]:
+    """Make *statement* raise this package's errors instead of the driver's."""
+
+    @functools.wraps(statement)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with translating():
+            return statement(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def translating() -> Iterator[None]:
+    """Raise this package's errors instead of the driver's inside the block.
+
+    Raises:
+        StoreBusyError: A lock or a time limit stopped the statement.
+        StoreUnavailableError: MongoDB did not answer; the statement may have been applied.
+        StatementFailedError: MongoDB refused the statement; repeating it does not help.
+    """
+    try:
+        yield
+    except PyMongoError as error:
+        raise translate(error) from error
+    except (BSONError, OverflowError) as error:
+        raise StatementFailedError(str(error), code=None) from error
+
+
+def translate(error: PyMongoError) -> StoreUnavailableError | StatementFailedError:
+    """Return this package's error for the driver's *error*."""
+    code = getattr(error, "code", None)
+    if isinstance(error, ExecutionTimeout) or code in _LOCKED or (error.timeout and not _is_lost(error)):
+        return StoreBusyError(str(error))
+    if _is_lost(error) or code in _TRANSIENT or code in _TRANSIENT_SHUTDOWN:
+        return StoreUnavailableError(str(error))
+    if isinstance(error, OperationFailure | DocumentTooLarge):
+        return StatementFailedError(str(error), code=code)
+    return StoreUnavailableError(str(error))
+
+
+def _is_lost(error: PyMongoError) -> bool:
+    return isinstance(error, ConnectionFailure | WTimeoutError | WaitQueueTimeoutError) or (
+        error.has_error_label("RetryableWriteError") or error.has_error_label("TransientTransactionError")
+    )
+
+
+@contextmanager
+def time_limit(limit: timedelta) -> Iterator[None]:
+    """Limit the statements of the block, on the server and on the wire, to *limit* altogether."""
+    with pymongo.timeout(limit.total_seconds()):
+        yield

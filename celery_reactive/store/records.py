@@ -1,0 +1,523 @@
+"""Every statement that changes a record. One function, one guarded statement.
+
+Called by the planner's stages, the worker and management. Nothing here decides *whether* a
+transition should happen, and no comparison uses this process's clock: `$$NOW` is the server's.
+The driver repeats single-document statements itself; `update_many` and `$merge` it does not, so each
+of those here does the same when it is done twice (a test does so).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import bson
+from bson import Timestamp
+from bson.raw_bson import RawBSONDocument
+from pymongo import ReturnDocument
+from pymongo.client_session import ClientSession
+from pymongo.collection import Collection
+
+from celery_reactive.core.outcome import Outcome
+from celery_reactive.core.record import CODEC, Claim, Due, RecordKey
+from celery_reactive.core.states import CLAIM, COMPLETE, DISCARD, LEAVE, RETRY_BY_HAND, RUNNING, RecordState
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.errors import LeaseLostError
+from celery_reactive.store import pipelines
+from celery_reactive.store.errors import translated
+
+Records = Collection[dict[str, Any]]
+
+_SIMPLE = {"locale": "simple"}
+_BY_ID = "_id_"
+_CLAIMED_FIELDS = (
+    "sourceDocId",
+    "attempts",
+    "dueAt",
+    "startedAt",
+    "firstErrorAt",
+    "lastObservedValues",
+    "_r.gen",
+    "_r.fence",
+    "_r.cycle",
+    "_r.deferrals",
+    "_r.claim.token",
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settled:
+    """Where a run left its record."""
+
+    state: RecordState
+    next_run_at: datetime | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lease:
+    """A running record as the rescuer sees it: the heartbeat moves `beats` while the worker lives."""
+
+    key: RecordKey
+    token: str
+    beats: int
+    company: bool
+    attempts: int
+    started_at: datetime
+    first_error_at: datetime | None
+    now: datetime
+    """Server time of the reading."""
+
+
+# --- planning ------------------------------------------------------------------------------------
+
+
+@translated
+def apply_observations(
+    source: Collection[Any],
+    records: Records,
+    task: ReactiveTask,
+    doc_ids: Sequence[Any],
+    *,
+    at: Timestamp,
+    generation: int,
+    live: bool,
+    session: ClientSession | None = None,
+) -> None:
+    """Plan *doc_ids* for *task*: read them with the real filter and lay what is watched over the records.
+
+    One aggregation on the server; documents do not pass through this process. A document that does
+    not match leaves its record alone, see `leave`.
+
+    Args:
+        source: The watched collection, read concern majority, primary.
+        records: Its records collection.
+        task: Definition.
+        doc_ids: Ids to look at.
+        at: A cluster time known before this statement is sent; *session* is causally after it.
+        generation: Of the stored definition.
+        live: An event told of the documents; false for a scan.
+        session: Causal session of the planner.
+
+    Raises:
+        StoreBusyError: Not done within the caller's `time_limit`; somebody's transaction holds a record.
+        StoreUnavailableError: Nothing or a part of it was written; planning again is harmless.
+        StatementFailedError: Some document of *doc_ids* cannot be planned; some may have been.
+    """
+    runs = live or task.backfill
+    source.aggregate(
+        [
+            {"$match": {"_id": {"$in": list(doc_ids)}}},
+            *([] if task.filter.matches_all else [{"$match": task.filter.query}]),
+            *task.projection.stages(keep={"d": "$_id"}),
+            pipelines.new_record(task.name, at=at, generation=generation, debounce=task.debounce, runs=runs),
+            {
+                "$merge": {
+                    "into": {"db": records.database.name, "coll": records.name},
+                    "on": "_id",
+                    "let": {"new": "$$ROOT"},
+                    "whenMatched": pipelines.apply_observation(
+                        debounce=task.debounce,
+                        max_wait=task.debounce_max_wait,
+                        reset_retries=task.retry_policy.reset_retries_on_data_change,
+                        reentry_runs=not task.projection.only_id,
+                        live=live,
+                    ),
+                    "whenNotMatched": "insert",
+                },
+            },
+        ],
+        session=session,
+        collation=_SIMPLE,
+    )
+
+
+@translated
+def leave(
+    records: Records,
+    task: ReactiveTask,
+    doc_ids: Sequence[Any],
+    *,
+    at: Timestamp,
+    generation: int,
+    gone: bool,
+    session: ClientSession | None = None,
+) -> int:
+    """Mark the records of documents that are gone or have left the filter (B-8).
+
+    Only records whose newest observation is older than *at* are touched: after `apply_observations`
+    with the same time those are the ones whose documents did not match.
+
+    Returns:
+        Number of records marked.
+
+    Raises:
+        StoreUnavailableError: A part of it may have been written; doing it again is harmless.
+    """
+    result = records.update_many(
+        {
+            "_id": {"$in": [RecordKey(task.name, doc_id).id for doc_id in doc_ids]},
+            "_r.at": {"$lt": at},
+            "_r.gen": {"$lte": generation},
+            "status": {"$in": sorted(LEAVE.sources | RUNNING | {RecordState.COMPLETED, RecordState.FAILED})},
+        },
+        pipelines.leave(at=at, gone=gone, history_limit=task.execution_history_limit),
+        hint=_BY_ID,
+        session=session,
+    )
+    return result.modified_count
+
+
+# --- dispatching ---------------------------------------------------------------------------------
+
+
+@translated
+def find_due(records: Records, task: str, *, limit: int) -> list[Due]:
+    """Return pending records that are due and not on their way, oldest first, and overdue ones.
+
+    Args:
+        records: Records collection.
+        task: Name of the task.
+        limit: Most records returned.
+    """
+    found: list[Due] = []
+    for sent in (False, True):
+        cursor = records.find(
+            {
+                "task": task,
+                **pipelines.state_is(CLAIM.sources),
+                "_r.sent": sent,
+                **pipelines.is_past("_r.wakeAt"),
+            },
+            projection=["sourceDocId", "attempts", "_r.cycle", "_r.alone"],
+            sort=[("_r.wakeAt", 1)],
+            limit=limit - len(found),
+        )
+        found += [_due(task, record) for record in cursor]
+        if len(found) >= limit:
+            break
+    return found
+
+
+def _due(task: str, record: Mapping[str, Any]) -> Due:
+    books = record["_r"]
+    key = RecordKey(task, record["sourceDocId"])
+    return Due(key, int(books["cycle"]), int(record["attempts"]), bool(books.get("alone")))
+
+
+@translated
+def mark_sent(
+    records: Records,
+    keys: Iterable[RecordKey],
+    *,
+    first_deadline: timedelta,
+    longest_deadline: timedelta,
+) -> int:
+    """Note, before publishing, that a message for each of *keys* is on its way.
+
+    Returns:
+        Number of records marked; one that is missing was claimed or settled meanwhile, and a message
+        for it does nothing.
+    """
+    result = records.update_many(
+        {
+            "_id": {"$in": [key.id for key in keys]},
+            **pipelines.state_is(CLAIM.sources),
+            **pipelines.is_past("_r.wakeAt"),
+        },
+        pipelines.mark_sent(first_deadline=first_deadline, longest_deadline=longest_deadline),
+        hint=_BY_ID,
+    )
+    return result.modified_count
+
+
+@translated
+def mark_unsent(records: Records, keys: Iterable[RecordKey]) -> int:
+    """Clear the mark of records whose message is known not to have been published."""
+    result = records.update_many(
+        {"_id": {"$in": [key.id for key in keys]}, **pipelines.state_is(CLAIM.sources), "_r.sent": True},
+        pipelines.mark_unsent(),
+        hint=_BY_ID,
+    )
+    return result.modified_count
+
+
+@translated
+def seconds_until_next_wake(records: Records, task: str) -> float | None:
+    """Return the seconds, by the server's clock, until a pending record of *task* is due or overdue; None: never."""
+    waits: list[float] = []
+    for sent in (False, True):
+        pipeline = [
+            {
+                "$match": {
+                    "task": task,
+                    **pipelines.state_is(CLAIM.sources),
+                    "_r.sent": sent,
+                    "_r.wakeAt": {"$gt": pipelines.EPOCH},
+                },
+            },
+            {"$sort": {"_r.wakeAt": 1}},
+            {"$limit": 1},
+            {"$project": {"wait": {"$subtract": ["$_r.wakeAt", "$$NOW"]}}},
+        ]
+        waits += [record["wait"] / 1000 for record in records.aggregate(pipeline)]
+    return min(waits, default=None)
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+@translated
+def claim(
+    records: Records,
+    keys: Sequence[RecordKey],
+    *,
+    token: str,
+    worker: str,
+    lease: timedelta,
+    controls: Mapping[str, Any],
+    session: ClientSession,
+) -> list[Claim]:
+    """Claim those of *keys* that are pending and due (B-23).
+
+    One statement whatever the number of keys; a record that somebody else claims meanwhile is
+    simply not among the result. Whether a message is the newest for its record is not asked:
+    insisting on that never ends under a backlog.
+
+    Args:
+        records: The records collection, with majority concerns.
+        keys: Records of one task that a message names.
+        token: Unique to this delivery of the message; whoever knows it owns what it claims.
+        worker: Name of the claiming process, for people.
+        lease: Visibility timeout.
+        controls: Definition and controls of the task, read before.
+        session: Causal session in which the run will read.
+
+    Returns:
+        The claims, in the order of *keys*. Empty when nothing was due.
+
+    Raises:
+        StoreUnavailableError: The outcome is unknown. Claims that were made expire like any lease.
+    """
+    company = len(keys) > 1
+    due = {
+        **pipelines.state_is(CLAIM.sources),
+        **pipelines.is_past("nextRunAt"),
+        "_r.wakeAt": {"$gt": pipelines.EPOCH},
+        **({"_r.alone": {"$ne": True}} if company else {}),
+    }
+    attempt = pipelines.start_attempt(token=token, worker=worker, lease=lease, company=company)
+    if company:
+        named = {"_id": {"$in": [key.id for key in keys]}}
+        records.update_many({**named, **due}, attempt, hint=_BY_ID, session=session)
+        won = list(
+            _undecoded(records).find(
+                {**named, "_r.claim.token": token},
+                projection=list(_CLAIMED_FIELDS),
+                hint=_BY_ID,
+                session=session,
+            ),
+        )
+    else:
+        one = _undecoded(records).find_one_and_update(
+            {"_id": keys[0].id, **due},
+            attempt,
+            projection=list(_CLAIMED_FIELDS),
+            return_document=ReturnDocument.AFTER,
+            session=session,
+        )
+        won = [] if one is None else [one]
+    claims = {claim.key.exact: claim for claim in (_claim(keys[0].task, one, controls, session) for one in won)}
+    return [claims[key.exact] for key in keys if key.exact in claims]
+
+
+def _undecoded(records: Records) -> Collection[RawBSONDocument]:
+    return records.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
+
+
+def _claim(task: str, record: RawBSONDocument, controls: Mapping[str, Any], session: ClientSession) -> Claim:
+    fields = bson.decode(record.raw, CODEC)
+    books = fields["_r"]
+    return Claim(
+        key=RecordKey(task, fields["sourceDocId"]),
+        token=books["claim"]["token"],
+        attempt=int(fields["attempts"]),
+        fence=int(books["fence"]),
+        cycle=int(books["cycle"]),
+        due_at=fields["dueAt"],
+        started_at=fields["startedAt"],
+        first_error_at=fields["firstErrorAt"],
+        deferrals=int(books["deferrals"]),
+        observed=RawBSONDocument(bson.encode({"v": record["lastObservedValues"]}, codec_options=CODEC)),
+        generation=int(books["gen"]),
+        cluster_time=session.operation_time,
+        controls=controls,
+    )
+
+
+@translated
+def renew(records: Records, keys: Iterable[RecordKey], token: str, lease: timedelta) -> set[bytes]:
+    """Renew the leases of *keys* in one statement; return the `exact` form of those still owned.
+
+    Raises:
+        StoreUnavailableError: Unknown whether the leases were renewed.
+    """
+    owned = {"_id": {"$in": [key.id for key in keys]}, "_r.claim.token": token, **pipelines.state_is(RUNNING)}
+    records.update_many(owned, pipelines.renew(lease), hint=_BY_ID)
+    return {
+        RecordKey(record["_id"]["t"], record["_id"]["d"]).exact
+        for record in records.find(owned, projection=["_id"], hint=_BY_ID)
+    }
+
+
+@translated
+def settle(
+    records: Records,
+    task: ReactiveTask,
+    claim: Claim,
+    outcome: Outcome,
+    *,
+    session: ClientSession | None = None,
+) -> Settled:
+    """End a run with *outcome* (B-24 to B-26), or send the record round again if something newer waits.
+
+    Args:
+        records: Records collection.
+        task: Definition.
+        claim: The run's claim.
+        outcome: What it came to.
+        session: A transaction of the caller's, for `mark_completed` (B-36).
+
+    Raises:
+        LeaseLostError: The claim no longer owns the record. Nothing was written.
+        StoreUnavailableError: Unknown whether it was written; doing it again is safe, and a second time says
+            `LeaseLostError` where the first was.
+    """
+    return _settle(
+        records,
+        task,
+        {"_id": claim.key.id, "_r.claim.token": claim.token},
+        outcome,
+        observed_at=claim.cluster_time,
+        key=claim.key,
+        session=session,
+    )
+
+
+@translated
+def settle_by_token(records: Records, task: ReactiveTask, key: RecordKey, token: str, outcome: Outcome) -> Settled:
+    """End a run from outside the process that runs it: the worker's parent knows only key and token.
+
+    Raises:
+        LeaseLostError: The token does not own the record. Nothing was written.
+    """
+    return _settle(records, task, {"_id": key.id, "_r.claim.token": token}, outcome, observed_at=Timestamp(0, 1), key=key)
+
+
+@translated
+def rescue(
+    records: Records,
+    task: ReactiveTask,
+    lease: Lease,
+    outcome: Outcome,
+) -> Settled:
+    """End a run whose worker has vanished (B-28), if its heartbeat still stands where *lease* saw it.
+
+    Raises:
+        LeaseLostError: The worker lives, or has finished. Nothing was written.
+    """
+    return _settle(
+        records,
+        task,
+        {"_id": lease.key.id, "_r.claim.token": lease.token, "_r.claim.beats": lease.beats},
+        outcome,
+        observed_at=Timestamp(0, 1),
+        key=lease.key,
+    )
+
+
+def _settle(
+    records: Records,
+    task: ReactiveTask,
+    owned: Mapping[str, Any],
+    outcome: Outcome,
+    *,
+    observed_at: Timestamp,
+    key: RecordKey,
+    session: ClientSession | None = None,
+) -> Settled:
+    settled = records.find_one_and_update(
+        {**owned, **pipelines.state_is(COMPLETE.sources)},
+        pipelines.settle(
+            outcome,
+            debounce=task.debounce,
+            history_limit=task.execution_history_limit,
+            observed_at=observed_at,
+        ),
+        projection={"status": 1, "nextRunAt": 1},
+        return_document=ReturnDocument.AFTER,
+        session=session,
+    )
+    if settled is None:
+        raise LeaseLostError(key)
+    return Settled(RecordState(settled["status"]), settled["nextRunAt"])
+
+
+# --- rescue --------------------------------------------------------------------------------------
+
+
+@translated
+def running(records: Records, task: str) -> list[Lease]:
+    """Return all running records of *task* with their heartbeat counters and the server's time."""
+    pipeline = [
+        {"$match": {"task": task, **pipelines.state_is(RUNNING), "_r.wakeAt": {"$gt": pipelines.EPOCH}}},
+        {
+            "$project": {
+                "sourceDocId": 1,
+                "attempts": 1,
+                "startedAt": 1,
+                "firstErrorAt": 1,
+                "claim": "$_r.claim",
+                "now": "$$NOW",
+            },
+        },
+    ]
+    return [
+        Lease(
+            key=RecordKey(task, record["sourceDocId"]),
+            token=record["claim"]["token"],
+            beats=int(record["claim"]["beats"]),
+            company=bool(record["claim"]["company"]),
+            attempts=int(record["attempts"]),
+            started_at=record["startedAt"],
+            first_error_at=record["firstErrorAt"],
+            now=record["now"],
+        )
+        for record in records.aggregate(pipeline)
+    ]
+
+
+# --- by hand -------------------------------------------------------------------------------------
+
+
+@translated
+def retry_by_hand(records: Records, ids: Sequence[Mapping[str, Any]]) -> int:
+    """Make the records with these `_id`s pending now, or run again at once after their run (B-52)."""
+    result = records.update_many(
+        {"_id": {"$in": list(ids)}, **pipelines.state_is(RETRY_BY_HAND.sources)},
+        pipelines.retry_by_hand(),
+        hint=_BY_ID,
+    )
+    return result.modified_count
+
+
+@translated
+def discard(records: Records, ids: Sequence[Mapping[str, Any]], *, history_limit: int) -> int:
+    """End these records without a run if they are pending or failed (B-52)."""
+    result = records.update_many(
+        {"_id": {"$in": list(ids)}, **pipelines.state_is(DISCARD.sources)},
+        pipelines.discard(history_limit),
+        hint=_BY_ID,
+    )
+    return result.modified_count
