@@ -27,6 +27,8 @@ _EJSON = json_util.JSONOptions(
     uuid_representation=UuidRepresentation.STANDARD,
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
 )
+EXACT_EJSON = _EJSON.with_options(json_mode=json_util.JSONMode.CANONICAL)
+"""Extended JSON that keeps every type apart: what stored definitions are written in."""
 _CELERY_IDS = uuid.UUID("6f1ad9a6-3c5e-4d0c-8f77-0c5a3f6f6a11")
 
 

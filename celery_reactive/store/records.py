@@ -83,6 +83,7 @@ def apply_observations(
     at: Timestamp,
     generation: int,
     live: bool,
+    collated: bool = False,
     session: ClientSession | None = None,
 ) -> None:
     """Plan *doc_ids* for *task*: read them with the real filter and lay what is watched over the records.
@@ -98,6 +99,8 @@ def apply_observations(
         at: A cluster time known before this statement is sent; *session* is causally after it.
         generation: Of the stored definition.
         live: An event told of the documents; false for a scan.
+        collated: The watched collection has a default collation: its filter is asked apart, under it, and what
+            is watched is compared under the simple one. A document that changes in between has a later event.
         session: Causal session of the planner.
 
     Raises:
@@ -105,11 +108,15 @@ def apply_observations(
         StoreUnavailableError: Nothing or a part of it was written; planning again is harmless.
         StatementFailedError: Some document of *doc_ids* cannot be planned; some may have been.
     """
+    matching: Sequence[Any] = doc_ids
+    asks_apart = collated and not task.filter.matches_all
+    if asks_apart:
+        matching = find_matching(source, task, doc_ids, session=session)
     runs = live or task.backfill
     source.aggregate(
         [
-            {"$match": {"_id": {"$in": list(doc_ids)}}},
-            *([] if task.filter.matches_all else [{"$match": task.filter.query}]),
+            {"$match": {"_id": {"$in": list(matching)}}},
+            *([] if asks_apart or task.filter.matches_all else [{"$match": task.filter.query}]),
             *task.projection.stages(keep={"d": "$_id"}),
             pipelines.new_record(task.name, at=at, generation=generation, debounce=task.debounce, runs=runs),
             {
@@ -131,6 +138,19 @@ def apply_observations(
         session=session,
         collation=_SIMPLE,
     )
+
+
+@translated
+def find_matching(
+    source: Collection[Any],
+    task: ReactiveTask,
+    doc_ids: Sequence[Any],
+    *,
+    session: ClientSession | None = None,
+) -> list[Any]:
+    """Return those of *doc_ids* whose documents exist and match the filter of *task*, as `find` says."""
+    query = {"$and": [{"_id": {"$in": list(doc_ids)}}, task.filter.query]}
+    return [document["_id"] for document in source.find(query, projection=["_id"], session=session)]
 
 
 @translated

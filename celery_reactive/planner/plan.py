@@ -1,0 +1,275 @@
+"""Planning: lay what has changed over the records, one document's trouble kept to itself.
+
+Called by `watch` with a batch of changes and by `reconcile` with pages of ids. Documents do not
+pass through here: ids do, and the server reads, compares and merges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from bson import Timestamp
+from pymongo.client_session import ClientSession
+
+from celery_reactive.core.changes import concerns
+from celery_reactive.core.record import RecordKey
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.errors import StatementFailedError, StoreBusyError
+from celery_reactive.events import DocumentsPlanned, PlanningFailed, PlanningPostponed
+from celery_reactive.runtime import Runtime
+from celery_reactive.store import records, unplanned
+from celery_reactive.store.change_stream import Change, ChangeKind
+from celery_reactive.store.errors import time_limit
+from celery_reactive.store.unplanned import Reason
+
+logger = logging.getLogger(__name__)
+
+_BATCH_LIMIT = timedelta(seconds=2)
+_BISECTION_LIMIT = timedelta(milliseconds=150)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlannedTask:
+    """A task as the leader plans it."""
+
+    definition: ReactiveTask
+    generation: int
+    collated: bool
+    """The watched collection compares strings under a collation of its own."""
+
+
+class _Ids:
+    """Document ids in order, each once: equal means the same type and the same bytes."""
+
+    def __init__(self) -> None:
+        self._ids: dict[bytes, Any] = {}
+
+    def add(self, doc_id: Any) -> None:
+        """Add *doc_id* at the end, if it is not there."""
+        self._ids.setdefault(RecordKey("", doc_id).exact, doc_id)
+
+    def list(self) -> list[Any]:
+        """Return the ids."""
+        return list(self._ids.values())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Concern:
+    """What a batch of changes means for one task."""
+
+    deleted: list[Any]
+    written: list[Any]
+    may_have_left: list[Any]
+    """Of the written, those that may have a record: all but pure inserts."""
+
+
+def concern_of(task: ReactiveTask, changes: Iterable[Change]) -> Concern:
+    """Return which documents of *changes* must be looked at for *task*."""
+    deleted, written, may_have_left = _Ids(), _Ids(), _Ids()
+    for change in changes:
+        if change.kind is ChangeKind.DELETED:
+            deleted.add(change.doc_id)
+        elif change.kind is ChangeKind.WRITTEN and (change.paths is None or concerns(change.paths, task.paths)):
+            written.add(change.doc_id)
+            if not change.inserted:
+                may_have_left.add(change.doc_id)
+    return Concern(deleted.list(), written.list(), may_have_left.list())
+
+
+class Planning:
+    """Plans for one leader: knows the tasks of a database and which documents are set aside."""
+
+    def __init__(self, runtime: Runtime, tasks: Sequence[PlannedTask]) -> None:
+        self._runtime = runtime
+        self.tasks = tuple(tasks)
+        self._set_aside: set[tuple[str, bytes]] = set()
+        self._recall()
+
+    def _recall(self) -> None:
+        """Take up what an earlier leader could not plan."""
+        names = {task.definition.name for task in self.tasks}
+        for entry in unplanned.find(self._runtime.connection.globals()):
+            if entry.key.task in names:
+                self._set_aside.add((entry.key.task, entry.key.exact))
+
+    def plan_changes(self, changes: Sequence[Change], *, at: Timestamp) -> bool:
+        """Plan a batch of changes, all of it durable on return.
+
+        Args:
+            changes: In the order of the stream.
+            at: Cluster time of the last one; what is read is not older.
+
+        Returns:
+            Whether anything concerned a task.
+        """
+        planned = False
+        with self._runtime.connection.causal_session() as session:
+            session.advance_operation_time(at)
+            for task in self.tasks:
+                name = task.definition.collection
+                concern = concern_of(task.definition, (change for change in changes if change.collection == name))
+                if concern.deleted or concern.written:
+                    planned = True
+                    self._plan_concern(task, concern, at, session)
+        return planned
+
+    def _plan_concern(self, task: PlannedTask, concern: Concern, at: Timestamp, session: ClientSession) -> None:
+        at_fault: set[bytes] = set()
+        if concern.deleted:
+            at_fault |= self.leave(task, concern.deleted, at=at, gone=True, session=session)
+        if concern.written:
+            at_fault |= self.apply(task, concern.written, at=at, live=True, session=session)
+        may_have_left = _without(concern.may_have_left, at_fault)
+        if may_have_left:
+            at_fault |= self.leave(task, may_have_left, at=at, gone=False, session=session)
+        self._forget(task, _without([*concern.deleted, *concern.written], at_fault))
+        documents = len(concern.written) + len(concern.deleted)
+        self._runtime.emit(DocumentsPlanned(task.definition.name, documents))
+
+    def apply(
+        self,
+        task: PlannedTask,
+        doc_ids: Sequence[Any],
+        *,
+        at: Timestamp,
+        live: bool,
+        session: ClientSession,
+    ) -> set[bytes]:
+        """Lay the documents as they are now over their records; return the exact ids of those at fault."""
+        connection = self._runtime.connection
+        source, target = connection.source(task.definition), connection.records(task.definition)
+
+        def statement(part: Sequence[Any]) -> None:
+            records.apply_observations(
+                source,
+                target,
+                task.definition,
+                part,
+                at=at,
+                generation=task.generation,
+                live=live,
+                collated=task.collated,
+                session=session,
+            )
+
+        return self._each(task, doc_ids, statement, at)
+
+    def leave(
+        self,
+        task: PlannedTask,
+        doc_ids: Sequence[Any],
+        *,
+        at: Timestamp,
+        gone: bool,
+        session: ClientSession,
+    ) -> set[bytes]:
+        """Mark the records of documents that are gone, or that `apply` with the same time did not find matching.
+
+        Returns:
+            The exact ids of those at fault.
+        """
+        target = self._runtime.connection.records(task.definition)
+
+        def statement(part: Sequence[Any]) -> None:
+            records.leave(
+                target,
+                task.definition,
+                part,
+                at=at,
+                generation=task.generation,
+                gone=gone,
+                session=session,
+            )
+
+        return self._each(task, doc_ids, statement, at)
+
+    def retry_locked(self) -> int:
+        """Plan again the documents whose records somebody's transaction held; return how many are left."""
+        left = 0
+        tasks = {task.definition.name: task for task in self.tasks}
+        for entry in unplanned.find(self._runtime.connection.globals(), reason=Reason.LOCKED):
+            task = tasks.get(entry.key.task)
+            if task is None:
+                continue
+            with self._runtime.connection.causal_session() as session:
+                session.advance_operation_time(entry.at)
+                left += not self._plan_one(task, entry.key.doc_id, entry.at, session)
+        return left
+
+    def _plan_one(self, task: PlannedTask, doc_id: Any, at: Timestamp, session: ClientSession) -> bool:
+        at_fault = self.apply(task, [doc_id], at=at, live=True, session=session)
+        at_fault |= self.leave(task, [doc_id], at=at, gone=False, session=session)
+        if not at_fault:
+            self._forget(task, [doc_id])
+        return not at_fault
+
+    def _each(
+        self,
+        task: PlannedTask,
+        doc_ids: Sequence[Any],
+        statement: Callable[[Sequence[Any]], None],
+        at: Timestamp,
+    ) -> set[bytes]:
+        """Run *statement* over all *doc_ids*, in halves where it fails; note those at fault (B-20)."""
+        limit = _BATCH_LIMIT if len(doc_ids) > 1 else _BISECTION_LIMIT
+        try:
+            with time_limit(limit):
+                statement(doc_ids)
+        except (StatementFailedError, StoreBusyError) as error:
+            return self._halve(task, doc_ids, statement, at, error)
+        return set()
+
+    def _halve(
+        self,
+        task: PlannedTask,
+        doc_ids: Sequence[Any],
+        statement: Callable[[Sequence[Any]], None],
+        at: Timestamp,
+        error: StatementFailedError | StoreBusyError,
+    ) -> set[bytes]:
+        if len(doc_ids) == 1:
+            return {self._note(task, doc_ids[0], at, error)}
+        middle = len(doc_ids) // 2
+        at_fault: set[bytes] = set()
+        for half in (doc_ids[:middle], doc_ids[middle:]):
+            try:
+                with time_limit(_BISECTION_LIMIT):
+                    statement(half)
+            except (StatementFailedError, StoreBusyError) as partial:
+                at_fault |= self._halve(task, half, statement, at, partial)
+        return at_fault
+
+    def _note(
+        self,
+        task: PlannedTask,
+        doc_id: Any,
+        at: Timestamp,
+        error: StatementFailedError | StoreBusyError,
+    ) -> bytes:
+        key = RecordKey(task.definition.name, doc_id)
+        locked = isinstance(error, StoreBusyError)
+        reason = Reason.LOCKED if locked else Reason.FAILED
+        unplanned.note(self._runtime.connection.globals(), key, at=at, reason=reason, error=str(error))
+        self._set_aside.add((key.task, key.exact))
+        self._runtime.emit(PlanningPostponed(str(key)) if locked else PlanningFailed(str(key), str(error)))
+        return key.exact
+
+    def _forget(self, task: PlannedTask, doc_ids: Sequence[Any]) -> None:
+        """Forget the trouble of documents that have now been planned."""
+        if not self._set_aside:
+            return
+        name = task.definition.name
+        mended = [doc_id for doc_id in doc_ids if (name, RecordKey(name, doc_id).exact) in self._set_aside]
+        if mended:
+            unplanned.clear(self._runtime.connection.globals(), name, mended)
+            self._set_aside -= {(name, RecordKey(name, doc_id).exact) for doc_id in mended}
+
+
+def _without(doc_ids: Sequence[Any], at_fault: set[bytes]) -> list[Any]:
+    if not at_fault:
+        return list(doc_ids)
+    return [doc_id for doc_id in doc_ids if RecordKey("", doc_id).exact not in at_fault]

@@ -1,0 +1,211 @@
+"""Stored definitions and controls: one document per task in the globals collection.
+
+The leader writes the definition part, naming its term; handlers and operators write the controls.
+Workers read the whole document from the primary before each claim, uncached, so that a pause or a
+throttle that has returned is in force for every claim that begins after it (B-35).
+
+A document: `{_id: {k: "task", t: name}, task, term, gen, filter, projection (extended JSON text),
+namespace, handlerVersion, reconciledGen, paused, throttledUntil}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from bson import json_util
+from pymongo import ReturnDocument
+from pymongo.client_session import ClientSession
+from pymongo.collection import Collection
+from pymongo.errors import DuplicateKeyError
+
+from celery_reactive.core.filters import compile_filter
+from celery_reactive.core.projection import compile_projection
+from celery_reactive.core.record import EXACT_EJSON
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.errors import TermEndedError
+from celery_reactive.store.errors import translated
+
+Globals = Collection[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Controls:
+    """A task's stored definition and the controls in force, as read at one moment."""
+
+    task: str
+    generation: int
+    filter_text: str
+    projection_text: str
+    reconciled_generation: int
+    paused: bool
+    throttled_until: datetime | None
+    is_throttled: bool
+    """Whether `throttled_until` lay ahead by the server's clock when this was read."""
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether no run of the task may start now."""
+        return self.paused or self.is_throttled
+
+    def applied_to(self, task: ReactiveTask) -> ReactiveTask:
+        """Return *task* with the stored filter and projection: workers check documents with those (B-43)."""
+        if not self.filter_text or (self.filter_text, self.projection_text) == definition_texts(task):
+            return task
+        return dataclasses.replace(
+            task,
+            filter=compile_filter(json_util.loads(self.filter_text, json_options=EXACT_EJSON) or None),
+            projection=compile_projection(json_util.loads(self.projection_text, json_options=EXACT_EJSON) or None),
+        )
+
+
+def definition_texts(task: ReactiveTask) -> tuple[str, str]:
+    """Return filter and projection of *task* as canonical extended JSON: what a generation is told apart by."""
+    return (
+        json_util.dumps(task.filter.query, json_options=EXACT_EJSON),
+        json_util.dumps(task.projection.document, json_options=EXACT_EJSON),
+    )
+
+
+@translated
+def read(globals_: Globals, task: str, *, session: ClientSession | None = None) -> Controls:
+    """Read definition and controls of *task* from the primary; an undefined task has generation 0.
+
+    Raises:
+        StoreUnavailableError: Nothing is known; claim nothing.
+    """
+    found = list(
+        globals_.aggregate(
+            [{"$match": {"_id": _id(task)}}, {"$set": {"now": "$$NOW"}}],
+            session=session,
+        ),
+    )
+    return _controls(task, found[0] if found else {})
+
+
+@translated
+def read_all(globals_: Globals, tasks: list[str]) -> dict[str, Controls]:
+    """Read definition and controls of several tasks in one statement."""
+    found = globals_.aggregate(
+        [{"$match": {"_id": {"$in": [_id(task) for task in tasks]}}}, {"$set": {"now": "$$NOW"}}],
+    )
+    stored = {document["task"]: document for document in found}
+    return {task: _controls(task, stored.get(task, {})) for task in tasks}
+
+
+def _controls(task: str, stored: Mapping[str, Any]) -> Controls:
+    until = stored.get("throttledUntil")
+    return Controls(
+        task=task,
+        generation=int(stored.get("gen", 0)),
+        filter_text=stored.get("filter", ""),
+        projection_text=stored.get("projection", ""),
+        reconciled_generation=int(stored.get("reconciledGen", 0)),
+        paused=bool(stored.get("paused")),
+        throttled_until=until,
+        is_throttled=until is not None and until > stored["now"],
+    )
+
+
+def _id(task: str) -> dict[str, str]:
+    return {"k": "task", "t": task}
+
+
+@translated
+def define(globals_: Globals, task: ReactiveTask, *, namespace: str, term: int) -> Controls:
+    """Store the leader's definition of *task*; a changed filter or projection is a new generation (B-43).
+
+    Args:
+        globals_: The globals collection.
+        task: Definition of the leader's code.
+        namespace: `database.collection` it watches.
+        term: The leader's term.
+
+    Returns:
+        Definition and controls as stored now.
+
+    Raises:
+        TermEndedError: A newer leader has defined it. Nothing was written.
+    """
+    filter_text, projection_text = definition_texts(task)
+    same = {
+        "$and": [
+            {"$eq": ["$filter", {"$literal": filter_text}]},
+            {"$eq": ["$projection", {"$literal": projection_text}]},
+            {"$eq": ["$namespace", {"$literal": namespace}]},
+        ],
+    }
+    defined = {
+        "task": {"$literal": task.name},
+        "term": term,
+        "gen": {"$cond": [same, "$gen", {"$add": [{"$ifNull": ["$gen", 0]}, 1]}]},
+        "filter": {"$literal": filter_text},
+        "projection": {"$literal": projection_text},
+        "namespace": {"$literal": namespace},
+        "handlerVersion": task.evolution.handler_version,
+    }
+    if not task.evolution.reconcile_on_trigger_change:
+        unscanned = {"$gt": [{"$ifNull": ["$reconciledGen", 0]}, 0]}
+        defined["reconciledGen"] = {"$cond": [unscanned, defined["gen"], "$reconciledGen"]}
+    _update(globals_, task.name, term, [{"$set": defined}])
+    return read(globals_, task.name)
+
+
+@translated
+def mark_reconciled(globals_: Globals, task: str, *, generation: int, term: int) -> None:
+    """Note that every document has been looked at under *generation* of *task*.
+
+    Raises:
+        TermEndedError: A newer leader plans. Nothing was written.
+    """
+    done = {"$set": {"reconciledGen": generation, "reconciledAt": "$$NOW"}}
+    _update(globals_, task, term, [done])
+
+
+@translated
+def mark_unreconciled(globals_: Globals, task: str, *, term: int) -> None:
+    """Note that *task* must be reconciled: history was lost (B-49).
+
+    Raises:
+        TermEndedError: A newer leader plans. Nothing was written.
+    """
+    _update(globals_, task, term, [{"$set": {"reconciledGen": 0}}])
+
+
+def _update(globals_: Globals, task: str, term: int, pipeline: list[dict[str, Any]]) -> None:
+    mine = {"_id": _id(task), "$or": [{"term": {"$lte": term}}, {"term": {"$exists": False}}]}
+    try:
+        globals_.update_one(mine, pipeline, upsert=True)
+    except DuplicateKeyError:
+        raise TermEndedError(term) from None
+
+
+# --- controls ------------------------------------------------------------------------------------
+
+
+@translated
+def throttle(globals_: Globals, task: str, until: datetime) -> datetime:
+    """Pause all future runs of *task* until a server time; a longer pause is never shortened (B-35).
+
+    Returns:
+        The time in force now.
+    """
+    stored = globals_.find_one_and_update(
+        {"_id": _id(task)},
+        [{"$set": {"task": {"$literal": task}, "throttledUntil": {"$max": ["$throttledUntil", until]}}}],
+        upsert=True,
+        return_document=ReturnDocument.AFTER,
+    )
+    found: datetime = stored["throttledUntil"]
+    return found
+
+
+@translated
+def set_paused(globals_: Globals, task: str, *, paused: bool) -> bool:
+    """Pause or resume *task*; resuming ends a throttle too. Return whether that changed anything (B-53)."""
+    change: dict[str, Any] = {"task": {"$literal": task}, "paused": paused}
+    if not paused:
+        change["throttledUntil"] = None
+    return globals_.update_one({"_id": _id(task)}, [{"$set": change}], upsert=True).modified_count > 0
