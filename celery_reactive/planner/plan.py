@@ -189,6 +189,8 @@ class Planning:
 
     def retry_locked(self) -> int:
         """Plan again the documents whose records somebody's transaction held; return how many are left."""
+        if not self._set_aside:
+            return 0
         left = 0
         tasks = {task.definition.name: task for task in self.tasks}
         for entry in unplanned.find(self._runtime.connection.globals(), reason=Reason.LOCKED):

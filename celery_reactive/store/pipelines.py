@@ -517,7 +517,9 @@ def _target(outcome: Outcome, debounce: timedelta) -> dict[str, Expression]:
     waits = {"$or": ["$_r.end.dirty", "$_r.end.touched"]}
     time = _if("$_r.end.forced", _NOW, _if(waits, changed_time, own_time))
     again = {"$or": ["$_r.end.forced", waits]}
-    ends = {} if own_state is RecordState.PENDING else {"completedAt": _if(again, "$completedAt", _completed(own_state))}
+    ends = (
+        {} if own_state is RecordState.PENDING else {"completedAt": _if(again, "$completedAt", _completed(own_state))}
+    )
     due = {"dueAt": time} if isinstance(outcome, Overtaken) else {}
     return {
         "status": _if(again, RecordState.PENDING.value, own_state.value),

@@ -432,7 +432,9 @@ def settle_by_token(records: Records, task: ReactiveTask, key: RecordKey, token:
     Raises:
         LeaseLostError: The token does not own the record. Nothing was written.
     """
-    return _settle(records, task, {"_id": key.id, "_r.claim.token": token}, outcome, observed_at=Timestamp(0, 1), key=key)
+    return _settle(
+        records, task, {"_id": key.id, "_r.claim.token": token}, outcome, observed_at=Timestamp(0, 1), key=key
+    )
 
 
 @translated
@@ -541,3 +543,27 @@ def discard(records: Records, ids: Sequence[Mapping[str, Any]], *, history_limit
         hint=_BY_ID,
     )
     return result.modified_count
+
+
+@translated
+def forget_observations(records: Records, task: str) -> int:
+    """Make every observation of *task* older than any to come: after a restore to an earlier time (B-49).
+
+    Without it, records would refuse what the restored cluster says until its clock has caught up.
+    """
+    result = records.update_many({"task": task}, [{"$set": {"_r.at": Timestamp(0, 1)}}])
+    return result.modified_count
+
+
+@translated
+def count_in_flight(records: Records, task: str) -> int:
+    """Return how many records of *task* are with the broker before their dispatch deadline."""
+    return records.count_documents(
+        {
+            "task": task,
+            **pipelines.state_is(CLAIM.sources),
+            "_r.sent": True,
+            "_r.wakeAt": {"$gt": pipelines.EPOCH},
+            "$expr": {"$gt": ["$_r.wakeAt", "$$NOW"]},
+        },
+    )

@@ -117,4 +117,6 @@ def check_definition(source: Collection[Any], task: ReactiveTask) -> None:
         if error.code == _UNAUTHORIZED:
             return
         message = (error.details or {}).get("errmsg", str(error))
-        raise ConfigurationError(task.name, [f"the server refuses its filter or watch_projection: {message}"]) from error
+        raise ConfigurationError(
+            task.name, [f"the server refuses its filter or watch_projection: {message}"]
+        ) from error

@@ -1,0 +1,255 @@
+"""The planner process. Read this first in `planner/`.
+
+It stands by until it leads, and then runs five stages, each in a thread of its own, until it is told
+to stop or its term ends: *watch* follows the change stream and plans; *reconcile* looks at everything
+once where that is needed; *dispatch* publishes what is due; *rescue* ends runs whose worker has
+vanished; *mend* plans again what a transaction held. The stages share nothing but the database
+and a few events; each may fail and goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.errors import ConfigurationError, StoreUnavailableError, TermEndedError
+from celery_reactive.events import PlannerStarted, PlannerStopped
+from celery_reactive.planner import elect
+from celery_reactive.planner.dispatch import Dispatcher, Publisher
+from celery_reactive.planner.elect import Leadership
+from celery_reactive.planner.patience import persist
+from celery_reactive.planner.plan import PlannedTask, Planning
+from celery_reactive.planner.reconcile import Reconciler
+from celery_reactive.planner.rescue import Rescuer
+from celery_reactive.planner.watch import Watcher
+from celery_reactive.runtime import Runtime
+from celery_reactive.store import definitions, indexes, server
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_GROUP = "default"
+_MEND_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
+_GLANCE_SECONDS = 0.1
+_LEAST_TERM_SECONDS = 1.0
+
+
+def check(runtime: Runtime, publisher: Publisher) -> list[ReactiveTask]:
+    """Check server, broker and every task before anything is started (B-3, B-4).
+
+    Returns:
+        The tasks that can be planned; a task that cannot is logged with the reason and left out.
+
+    Raises:
+        ConfigurationError: There is no task, none can be planned, or the server is not fit.
+        StoreUnavailableError: MongoDB does not answer.
+        BrokerUnavailableError: The broker does not answer.
+    """
+    if not len(runtime.registry):
+        raise ConfigurationError(
+            "no reactive task",
+            ["expected at least one task declared with @reactive_task; is its module imported by the app?"],
+        )
+    server.check(runtime.connection.database(), shown_url=runtime.settings.shown_url)
+    publisher.check()
+    fit, problems = [], []
+    for task in runtime.registry:
+        try:
+            _check_task(runtime, task)
+            fit.append(task)
+        except ConfigurationError as error:
+            problems.append(str(error))
+            logger.error("task refused: %s", error, extra={"event": "task_refused", "task": task.name})
+    if not fit:
+        raise ConfigurationError("every task was refused", problems)
+    return fit
+
+
+def _check_task(runtime: Runtime, task: ReactiveTask) -> None:
+    suffix = runtime.settings.records_suffix
+    if task.collection.endswith(suffix):
+        raise ConfigurationError(
+            task.name,
+            [f"expected a collection to watch, got {task.collection!r}, a records collection (ending {suffix!r})"],
+        )
+    server.check_collection(runtime.connection.database(task.database), task.collection)
+    server.check_definition(runtime.connection.source(task), task)
+    indexes.prepare(runtime.connection.records(task))
+
+
+def run(
+    runtime: Runtime,
+    publisher: Publisher,
+    stop: threading.Event,
+    *,
+    group: str = DEFAULT_GROUP,
+) -> None:
+    """Run a planner until *stop* is set; a clean hand-over then.
+
+    Args:
+        runtime: The app's parts.
+        publisher: Publishes to the broker.
+        stop: Ends the planner: the batch in hand is finished, the position stored, the lock released (B-68).
+        group: The planner group.
+
+    Raises:
+        ConfigurationError: Nothing was started.
+        StoreUnavailableError: MongoDB does not answer at the start. Later it is waited for.
+    """
+    tasks = check(runtime, publisher)
+    runtime.emit(PlannerStarted(runtime.settings.instance_id, len(tasks)))
+    try:
+        while (leadership := elect.campaign(runtime, group, stop)) is not None:
+            with leadership:
+                _lead_patiently(runtime, tasks, publisher, leadership, group, stop)
+    finally:
+        publisher.close()
+        runtime.connection.close()
+        runtime.emit(PlannerStopped(runtime.settings.instance_id))
+
+
+def _lead_patiently(
+    runtime: Runtime,
+    tasks: Sequence[ReactiveTask],
+    publisher: Publisher,
+    leadership: Leadership,
+    group: str,
+    stop: threading.Event,
+) -> None:
+    """Lead; a database that is away at the very start ends the term, and the planner stands for the next."""
+    try:
+        _lead(runtime, tasks, publisher, leadership, group, stop)
+    except TermEndedError:
+        leadership.lose()
+    except StoreUnavailableError as error:
+        logger.warning("MongoDB does not answer, giving up the term: %s", error, extra={"event": "term_given_up"})
+        stop.wait(_LEAST_TERM_SECONDS)
+
+
+def _lead(
+    runtime: Runtime,
+    tasks: Sequence[ReactiveTask],
+    publisher: Publisher,
+    leadership: Leadership,
+    group: str,
+    stop: threading.Event,
+) -> None:
+    """Run the stages until *stop* is set or the term ends."""
+    planned = _define(runtime, tasks, leadership.term)
+    ending = threading.Event()
+    dispatcher = Dispatcher(runtime, planned, publisher, ended=ending)
+    databases = sorted({_database_of(runtime, task) for task in planned})
+    stages = [("dispatch", dispatcher.step), ("rescue", _rescue(runtime, planned, ending))]
+    watchers: list[Watcher] = []
+    for database in databases:
+        own = [task for task in planned if _database_of(runtime, task) == database]
+        planning = Planning(runtime, own)
+        needed = threading.Event()
+        needed.set()
+        watcher = Watcher(
+            runtime,
+            planning,
+            database,
+            group=group,
+            term=leadership.term,
+            on_planned=dispatcher.kick,
+            on_reconcile=needed.set,
+        )
+        watchers.append(watcher)
+        reconciler = Reconciler(runtime, planning, term=leadership.term, ended=ending)
+        stages += [
+            (f"watch {database}", watcher.step),
+            (f"reconcile {database}", _reconcile(reconciler, watcher, needed, dispatcher, ending)),
+            (f"mend {database}", _mend(planning, dispatcher, ending)),
+        ]
+    threads = [
+        threading.Thread(
+            target=persist,
+            args=(step, ending),
+            kwargs={"on_term_ended": leadership.lose},
+            name=f"reactive-{name}",
+            daemon=True,
+        )
+        for name, step in stages
+    ]
+    for thread in threads:
+        thread.start()
+    while not stop.wait(_GLANCE_SECONDS) and not leadership.ended.is_set():
+        pass
+    ending.set()
+    dispatcher.kick()
+    for thread in threads:
+        thread.join()
+    for watcher in watchers:
+        _finish(watcher)
+
+
+def _database_of(runtime: Runtime, task: PlannedTask) -> str:
+    return task.definition.database or runtime.connection.default_database
+
+
+def _finish(watcher: Watcher) -> None:
+    try:
+        watcher.finish()
+    except TermEndedError:
+        logger.info("position not stored, a newer leader plans", extra={"event": "term_ended"})
+    except Exception:
+        logger.exception("position not stored; what was planned since is planned again")
+
+
+def _define(runtime: Runtime, tasks: Sequence[ReactiveTask], term: int) -> list[PlannedTask]:
+    """Store the leader's definitions and return the tasks as they are to be planned."""
+    planned = []
+    for task in tasks:
+        stored = definitions.define(
+            runtime.connection.globals(),
+            task,
+            namespace=runtime.connection.namespace(task),
+            term=term,
+        )
+        collated = server.has_collation(runtime.connection.database(task.database), task.collection)
+        planned.append(PlannedTask(task, stored.generation, collated))
+    return planned
+
+
+def _rescue(runtime: Runtime, tasks: Sequence[PlannedTask], ending: threading.Event) -> Callable[[], None]:
+    rescuer = Rescuer(runtime, tasks)
+
+    def step() -> None:
+        ending.wait(runtime.settings.heartbeat.total_seconds())
+        if not ending.is_set():
+            rescuer.look()
+
+    return step
+
+
+def _reconcile(
+    reconciler: Reconciler,
+    watcher: Watcher,
+    needed: threading.Event,
+    dispatcher: Dispatcher,
+    ending: threading.Event,
+) -> Callable[[], None]:
+    def step() -> None:
+        if not (watcher.ready.wait(_LOOK_SECONDS) and needed.wait(_LOOK_SECONDS)) or ending.is_set():
+            return
+        needed.clear()
+        try:
+            if reconciler.reconcile_needed():
+                dispatcher.kick()
+        except BaseException:
+            needed.set()
+            raise
+
+    return step
+
+
+def _mend(planning: Planning, dispatcher: Dispatcher, ending: threading.Event) -> Callable[[], None]:
+    def step() -> None:
+        ending.wait(_MEND_SECONDS)
+        if not ending.is_set() and planning.retry_locked():
+            dispatcher.kick()
+
+    return step

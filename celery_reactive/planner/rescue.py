@@ -1,0 +1,98 @@
+"""Rescue: end the runs whose worker has vanished (B-28).
+
+Called by `process`, in a thread of its own. A worker lives as long as its heartbeat counter moves.
+The leader counts *readings* that found it standing still, on no clock but their spacing: a database
+that was away, or a server whose clock jumped in a failover, rescues no live run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from datetime import timedelta
+
+from celery_reactive.core.outcome import Errored, Exhausted, Failure, GivenBack, Outcome
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.errors import LeaseLostError, StoreBusyError
+from celery_reactive.events import LeaseExpired
+from celery_reactive.planner.plan import PlannedTask
+from celery_reactive.runtime import Runtime
+from celery_reactive.store import records
+from celery_reactive.store.errors import time_limit
+from celery_reactive.store.records import Lease
+
+_READINGS = 6
+"""So many in a row must find the counter unchanged; spaced a fifth of the visibility timeout, 1.2 to 1.4 of it pass."""
+_STATEMENT_LIMIT = timedelta(seconds=1)
+
+
+@dataclasses.dataclass(slots=True)
+class _Watch:
+    beats: int
+    unchanged: int = 0
+
+
+class Rescuer:
+    """Watches the running records, for the leader of one term."""
+
+    def __init__(self, runtime: Runtime, tasks: Sequence[PlannedTask]) -> None:
+        self._runtime = runtime
+        self._tasks = tuple(task.definition for task in tasks)
+        self._watches: dict[tuple[str, str, bytes], _Watch] = {}
+
+    def look(self) -> int:
+        """Read the heartbeats once and end what has stood still for too long.
+
+        Called every fifth of the visibility timeout.
+
+        Returns:
+            Number of runs ended.
+
+        Raises:
+            StoreUnavailableError: This reading does not count.
+        """
+        leases = [(task, lease) for task in self._tasks for lease in self._running(task)]
+        watches: dict[tuple[str, str, bytes], _Watch] = {}
+        expired: list[tuple[ReactiveTask, Lease]] = []
+        for task, lease in leases:
+            name = (task.name, lease.token, lease.key.exact)
+            watch = self._watches.get(name)
+            if watch is None or watch.beats != lease.beats:
+                watch = _Watch(lease.beats)
+            else:
+                watch.unchanged += 1
+            if watch.unchanged >= _READINGS:
+                expired.append((task, lease))
+                watch = _Watch(lease.beats)
+            watches[name] = watch
+        self._watches = watches
+        return sum(self._rescue(task, lease) for task, lease in expired)
+
+    def _running(self, task: ReactiveTask) -> list[Lease]:
+        return records.running(self._runtime.connection.records(task), task.name)
+
+    def _rescue(self, task: ReactiveTask, lease: Lease) -> bool:
+        try:
+            with time_limit(_STATEMENT_LIMIT):
+                settled = records.rescue(self._runtime.connection.records(task), task, lease, _outcome(task, lease))
+        except (LeaseLostError, StoreBusyError):
+            return False
+        self._runtime.emit(LeaseExpired(str(lease.key), settled.state))
+        return True
+
+
+def _outcome(task: ReactiveTask, lease: Lease) -> Outcome:
+    """A record lost in company runs again alone, unpunished; one lost alone has failed an attempt."""
+    if lease.company:
+        return GivenBack(alone=True)
+    duration = lease.now - lease.started_at
+    error = Failure("the worker that ran it has vanished: its heartbeat stopped", "WorkerLostError")
+    failing_for = lease.now - lease.first_error_at if lease.first_error_at else timedelta(0)
+    wait = task.retry_policy.next_wait(
+        lease.attempts,
+        failing_for=failing_for,
+        now=lease.now,
+        random=random.random(),  # noqa: S311 -- jitter
+    )
+    return Exhausted(error, duration) if wait is None else Errored(error, duration, wait)
