@@ -87,16 +87,15 @@ def _by_the_clock(expression: str, zone: ZoneInfo, after: datetime) -> datetime 
 
 def _by_passing_time(expression: str, zone: ZoneInfo, after: datetime) -> datetime | None:
     """Search stretch by stretch: within one, the zone is a constant distance from UTC."""
-    beginning = after
+    stretch, earlier = after, after
     while True:
-        offset = _offset(zone, beginning + _SECOND if beginning is not after else after)
-        found = next(_matches(expression, beginning.astimezone(timezone(offset))), None)
+        found = next(_matches(expression, earlier.astimezone(timezone(_offset(zone, stretch)))), None)
         if found is None:
             return None
-        change = _first_change(zone, beginning + _SECOND if beginning is not after else after, found)
+        change = _first_change(zone, stretch, found)
         if change is None:
             return found.astimezone(UTC)
-        beginning = change - _SECOND
+        stretch, earlier = change, change - _SECOND
 
 
 def _matches(expression: str, after: datetime) -> Iterator[datetime]:

@@ -93,7 +93,7 @@ def _read(value: object, *, name: str, camel_case: bool) -> timedelta:
 
 
 def _from_seconds(value: float, name: str) -> timedelta:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ConfigurationError(name, [f"{_EXPECTED}; got {shown(value)}"])
     try:
         length = timedelta(seconds=value)

@@ -186,8 +186,8 @@ def read_choice(value: object, name: str, choices: type[E]) -> E:
         by_name = {spelling: choice for choice in choices for spelling in (choice.value, camel(choice.value))}
         if value in by_name:
             return by_name[value]
-    meant = did_you_mean(value, map(str, choices)) if isinstance(value, str) else ""
-    raise ConfigurationError(name, [f"expected one of {listed(map(str, choices))}, got {shown(value)}{meant}"])
+    meant = did_you_mean(value, choices) if isinstance(value, str) else ""
+    raise ConfigurationError(name, [f"expected one of {listed(choices)}, got {shown(value)}{meant}"])
 
 
 def _is_unicode(text: str) -> bool:

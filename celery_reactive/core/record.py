@@ -21,13 +21,17 @@ CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
 )
 """How this package decodes BSON: aware UTC datetimes, standard UUIDs, `DatetimeMS` beyond Python's range (B-31)."""
 
-_EJSON = json_util.JSONOptions(
-    json_mode=json_util.JSONMode.RELAXED,
-    tz_aware=True,
-    uuid_representation=UuidRepresentation.STANDARD,
-    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
-)
-EXACT_EJSON = _EJSON.with_options(json_mode=json_util.JSONMode.CANONICAL)
+def _ejson(mode: int) -> json_util.JSONOptions:
+    return json_util.JSONOptions(
+        json_mode=mode,
+        tz_aware=True,
+        uuid_representation=UuidRepresentation.STANDARD,
+        datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    )
+
+
+_EJSON = _ejson(json_util.JSONMode.RELAXED)
+EXACT_EJSON = _ejson(json_util.JSONMode.CANONICAL)
 """Extended JSON that keeps every type apart: what stored definitions are written in."""
 _CELERY_IDS = uuid.UUID("6f1ad9a6-3c5e-4d0c-8f77-0c5a3f6f6a11")
 
@@ -37,7 +41,7 @@ def id_to_text(doc_id: object) -> str:
     return json_util.dumps(doc_id, json_options=_EJSON)
 
 
-def id_from_text(text: str) -> Any:  # noqa: ANN401 -- an id may be of any BSON type
+def id_from_text(text: str) -> Any:
     """Return the document id that `id_to_text` wrote.
 
     Raises:

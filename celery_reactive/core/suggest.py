@@ -22,7 +22,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
     Upper and lower case and underscores do not count, so that mongodash's `watchProjection` finds `watch_projection`.
     """
-    by_letters = {_letters(each): each for each in known}
+    by_letters = {_letters(each): str(each) for each in known}
     matches = difflib.get_close_matches(_letters(name), by_letters, n=1, cutoff=0.7)
     return by_letters[matches[0]] if matches else None
 
@@ -35,13 +35,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def shown(value: object) -> str:
     """Return *value* as a person would recognise it: shortened, with its type where the text does not tell it."""
-    text = _brief.repr(value)
+    try:
+        text = _brief.repr(value)
+    except Exception:  # noqa: BLE001 -- a value's own repr may raise anything, also an int of thousands of digits
+        return f"a value of type {type(value).__name__}"
     return text if value is None or isinstance(value, (str, dict, list, bool)) else f"{text} ({type(value).__name__})"
 
 
 def listed(names: Iterable[str]) -> str:
     """Return the names quoted, for "expected one of …"."""
-    return ", ".join(repr(name) for name in names)
+    return ", ".join(repr(str(name)) for name in names)
 
 
 def _letters(name: str) -> str:
