@@ -1,6 +1,6 @@
 """The leader's lock: who plans, in which term.
 
-One document per planner group: `{_id: {k: "leader", g: group}, holder, term, beats, since}`. A
+One document per planner group: `{_id: {k: "leader", g: group}, holder, term, beats, since, renewedAt}`. A
 candidate takes it when it is free, or when its `beats` have stood still for the TTL on the
 candidate's own monotonic clock: no two clocks are ever compared, so a clock that jumps elects
 nobody. Each acquisition is a new term; what a leader writes to the globals names its term and is
@@ -61,6 +61,7 @@ def acquire(globals_: Globals, group: str, instance: str, seen: Lock) -> int | N
                     "term": {"$add": ["$term", 1]},
                     "beats": 0,
                     "since": "$$NOW",
+                    "renewedAt": "$$NOW",
                 },
             },
         ],
@@ -80,7 +81,7 @@ def _create(globals_: Globals, group: str) -> None:
 def renew(globals_: Globals, group: str, instance: str, term: int) -> bool:
     """Renew the lock; false: it has passed to somebody else, stop at once."""
     mine = {"_id": _id(group), "holder": instance, "term": term}
-    return globals_.update_one(mine, {"$inc": {"beats": 1}}).matched_count == 1
+    return globals_.update_one(mine, {"$inc": {"beats": 1}, "$currentDate": {"renewedAt": True}}).matched_count == 1
 
 
 @translated

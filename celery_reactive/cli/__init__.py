@@ -1,0 +1,57 @@
+"""The command line: `celery-reactive …` and `celery -A proj reactive …` are the same commands.
+
+`main` is the console script, `reactive` the entry point of Celery's own command. A command opens the project
+(`project`), calls the layer below and prints; it decides nothing. `celery.bin.celery` must not be imported at
+the top of this package: that module imports this one while it loads its plug-ins.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from celery_reactive.cli import project
+from celery_reactive.cli.demo.command import demo
+from celery_reactive.cli.guard import GuardedGroup, traceback_option
+from celery_reactive.cli.planner import planner
+from celery_reactive.cli.status import failures, status
+
+__all__ = ["main", "reactive"]
+
+
+@click.group(cls=GuardedGroup)
+@traceback_option
+def reactive(**_options: Any) -> None:
+    """Celery tasks that run when MongoDB documents change."""
+
+
+for _command in (planner, status, failures, demo):
+    reactive.add_command(_command)
+
+
+def main() -> None:
+    """Run `celery-reactive`, with Celery's own global options; the app may also come from CELERY_APP."""
+    sys.exit(_standalone().main(prog_name="celery-reactive", auto_envvar_prefix="CELERY"))
+
+
+def _standalone() -> click.Group:
+    from celery.bin.celery import celery as base  # noqa: PLC0415 -- imports this package
+
+    def start(app: str | None, **options: Any) -> None:
+        options.pop("traceback")
+        project.export(options)
+        base.callback(app=None if app is None else project.load_app(app), version=False, **options)
+
+    group = GuardedGroup(
+        name="celery-reactive",
+        help=reactive.help,
+        callback=start,
+        params=[param for param in base.params if param.name != "version"],
+        commands=reactive.commands,
+        invoke_without_command=True,
+    )
+    group = traceback_option(group)
+    return click.version_option(version("celery-reactive"), prog_name="celery-reactive")(group)

@@ -1,0 +1,52 @@
+"""`planner`: run a planner in this process until it is told to stop.
+
+The planner runs in a thread, and this one only waits for it: a signal's handler runs in this thread, and must
+never interrupt a wait on the very event it sets.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+import click
+from celery.bin.base import LOG_LEVEL
+
+from celery_reactive.cli import logs
+from celery_reactive.cli.project import open_project
+from celery_reactive.planner import process
+from celery_reactive.planner.dispatch import Publisher
+
+_INTERRUPTED = 1
+
+
+@click.command()
+@click.option("--group", default=process.DEFAULT_GROUP, show_default=True, help="The planner group to stand for.")
+@click.option("-l", "--loglevel", default="INFO", show_default=True, type=LOG_LEVEL, help="Least level logged.")
+@click.option("-f", "--logfile", type=click.Path(dir_okay=False), help="Where to log; default: stderr.")
+@click.pass_context
+def planner(ctx: click.Context, group: str, loglevel: int, logfile: str | None) -> None:
+    """Run a planner until SIGTERM or SIGINT.
+
+    One planner of a group leads: it watches the collections, keeps the records and sends what is due. Start a
+    second one, and it takes over when the first is gone. A second signal ends the process at once.
+    """
+    handle = open_project(ctx)
+    logs.set_up(handle.app, level=loglevel, logfile=logfile, colored=not ctx.obj.no_color)
+    stop = threading.Event()
+    _stop_on_signals(stop)
+    with ThreadPoolExecutor(1, thread_name_prefix="reactive-planner") as planning:
+        planning.submit(process.run, handle.runtime, Publisher(handle.app, handle.runtime), stop, group=group).result()
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(_INTERRUPTED)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)

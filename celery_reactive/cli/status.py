@@ -1,0 +1,188 @@
+"""`status` and `failures`: what the system is doing, for people, or as JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+from celery import Celery
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from celery_reactive.cli.project import open_project
+from celery_reactive.core.duration import format_duration
+from celery_reactive.core.record import RecordKey, id_to_text
+from celery_reactive.core.states import RecordState
+from celery_reactive.management.status import LeaderStatus, Status, TaskStatus, read_planning_failures, read_status
+from celery_reactive.store.unplanned import Unplanned
+
+_PING_SECONDS = 1.0
+_CONNECT_SECONDS = 2.0
+_PLAIN_WIDTH = 160
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command()
+@json_option
+@click.option("--group", default="default", show_default=True, help="The planner group.")
+@click.pass_context
+def status(ctx: click.Context, *, as_json: bool, group: str) -> None:
+    """Show leader, lag, queues, workers and controls in force."""
+    handle = open_project(ctx)
+    found = read_status(handle.runtime, group=group, workers=ping(handle.app))
+    if as_json:
+        click.echo(to_json(found))
+    else:
+        _show(found, console_for(ctx))
+
+
+@click.command()
+@json_option
+@click.option("--task", help="Only this task's.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="Show so many at most.")
+@click.pass_context
+def failures(ctx: click.Context, *, as_json: bool, task: str | None, limit: int) -> None:
+    """List the documents that could not be planned."""
+    handle = open_project(ctx)
+    found = read_planning_failures(handle.runtime, task=task, limit=limit)
+    if as_json:
+        click.echo(to_json(found))
+    elif not found:
+        click.echo("no planning failures")
+    else:
+        console_for(ctx).print(_failures_table(found))
+
+
+def ping(app: Celery) -> tuple[str, ...] | None:
+    """Return the names of the workers that answer within a second, None if the broker does not."""
+    connection = app.connection_for_write(connect_timeout=_CONNECT_SECONDS)
+    try:
+        with connection:
+            connection.ensure_connection(max_retries=1, timeout=_CONNECT_SECONDS)
+            replies = app.control.ping(timeout=_PING_SECONDS, connection=connection)
+    except (OSError, *connection.connection_errors, *connection.channel_errors):
+        return None
+    return tuple(sorted(name for reply in replies for name in reply))
+
+
+def console_for(ctx: click.Context) -> Console:
+    """Return a console that obeys Celery's `-C`, and does not cut columns where nobody looks at a terminal."""
+    console = Console(no_color=True if ctx.obj.no_color else None, highlight=False)
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH, highlight=False)
+
+
+def to_json(value: object) -> str:
+    """Return *value*, made of this package's dataclasses, as JSON: times in ISO 8601, durations in seconds."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False)
+
+
+def _plain(value: object) -> Any:
+    match value:
+        case RecordKey():
+            return {"task": value.task, "doc_id": json.loads(id_to_text(value.doc_id))}
+        case datetime():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case dict():
+            return {str(key): _plain(each) for key, each in value.items()}
+        case tuple() | list():
+            return [_plain(each) for each in value]
+        case str() | int() | float() | None:
+            return value
+        case _ if dataclasses.is_dataclass(value):
+            return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        case _:
+            return str(value)
+
+
+def _show(found: Status, console: Console) -> None:
+    console.print(f"[bold]Leader[/]     {_leader_in_words(found.leader)}")
+    for position in found.positions:
+        console.print(f"[bold]Planned[/]    {escape(position.database)} up to {_moment(position.planned_to)}", end="")
+        console.print(f", {format_duration(_whole_seconds(position.lag))} ago")
+    console.print(f"[bold]Workers[/]    {_workers_in_words(found.workers)}")
+    console.print(f"[bold]Failures[/]   {_failures_in_words(found.planning_failures)}\n")
+    console.print(_tasks_table(found.tasks))
+    if found.first_failures:
+        console.print()
+        console.print(_failures_table(found.first_failures))
+
+
+def _leader_in_words(leader: LeaderStatus | None) -> str:
+    if leader is None or leader.instance is None:
+        return "[red]none[/]: start `celery-reactive planner`"
+    since = "" if leader.since is None else f", since {_moment(leader.since)}"
+    beat = "" if leader.heartbeat_age is None else f", heartbeat {leader.heartbeat_age.total_seconds():.1f} s ago"
+    vanished = " [red](vanished: a stand-by takes over, if there is one)[/]" if leader.is_stale else ""
+    return f"{escape(leader.instance)}, term {leader.term}{since}{beat}{vanished}"
+
+
+def _workers_in_words(workers: tuple[str, ...] | None) -> str:
+    if workers is None:
+        return "[red]unknown[/]: the broker does not answer"
+    return escape(", ".join(workers)) or "[red]none answers[/]: start `celery -A … worker`"
+
+
+def _failures_in_words(count: int) -> str:
+    return "none in planning" if count == 0 else f"[red]{count} documents could not be planned[/], see `failures`"
+
+
+def _tasks_table(tasks: Iterable[TaskStatus]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("task")
+    table.add_column("collection")
+    for state in RecordState:
+        table.add_column(state.value.replace("_", " "), justify="right")
+    table.add_column("oldest wait", justify="right")
+    table.add_column("")
+    for task in tasks:
+        counts = [str(task.counts[state]) for state in RecordState]
+        wait = "" if task.oldest_wait is None else format_duration(_whole_seconds(task.oldest_wait))
+        table.add_row(escape(task.task), escape(task.namespace), *counts, wait, "; ".join(_remarks(task)))
+    return table
+
+
+def _remarks(task: TaskStatus) -> list[str]:
+    remarks = []
+    if task.paused:
+        remarks.append("[yellow]paused[/]")
+    if task.throttled_until is not None:
+        remarks.append(f"[yellow]throttled until {_moment(task.throttled_until)}[/]")
+    if task.generation == 0:
+        remarks.append("no planner has seen it yet")
+    elif not task.is_reconciled:
+        remarks.append("[yellow]being reconciled[/]")
+    if task.differs:
+        remarks.append("[yellow]the leader runs another definition[/]")
+    return remarks
+
+
+def _failures_table(found: Sequence[Unplanned]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("task", "document", "reason", "since", "tries", "error"):
+        table.add_column(column, justify="right" if column == "tries" else "left")
+    for one in found:
+        table.add_row(
+            escape(one.key.task),
+            escape(id_to_text(one.key.doc_id)),
+            one.reason.value,
+            _moment(one.since),
+            str(one.tries),
+            escape(one.error),
+        )
+    return table
+
+
+def _moment(when: datetime) -> str:
+    return f"{when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _whole_seconds(span: timedelta) -> timedelta:
+    return timedelta(seconds=round(span.total_seconds()))
