@@ -71,8 +71,7 @@ class Stage:
         for child in self.children.values():
             if child.exit_code is not None and child.name not in self.may_have_ended:
                 raise DemoFailedError(
-                    f"{child.name} ended with code {child.exit_code}; the end of its log:
-{child.tail()}"
+                    f"{child.name} ended with code {child.exit_code}; the end of its log:\n{child.tail()}"
                 )
 
 
@@ -145,8 +144,7 @@ def _wait_for_leader(stage: Stage, board: Board) -> None:
 
     if not _wait(stage, board, is_led, _START_SECONDS):
         log = stage.children["planner-a"].tail()
-        raise DemoFailedError(f"no planner leads after {_START_SECONDS:.0f} s; the log of one of them:
-{log}")
+        raise DemoFailedError(f"no planner leads after {_START_SECONDS:.0f} s; the log of one of them:\n{log}")
     snapshot = audit.look(stage.shop)
     board.tell(f"{snapshot.leader} leads, term {snapshot.term}; the other planner stands by", "green")
 
