@@ -7,7 +7,6 @@ refused, and what a mongodash user may have meant as milliseconds is pointed out
 from __future__ import annotations
 
 import logging
-import math
 import re
 from datetime import timedelta
 
@@ -93,12 +92,12 @@ def _read(value: object, *, name: str, camel_case: bool) -> timedelta:
 
 
 def _from_seconds(value: float, name: str) -> timedelta:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigurationError(name, [f"{_EXPECTED}; got {shown(value)}"])
     try:
         length = timedelta(seconds=value)
     except OverflowError:
         raise _too_long(name, value) from None
+    except ValueError:
+        raise ConfigurationError(name, [f"{_EXPECTED}; got {shown(value)}"]) from None
     if value > 0 and value % _SUSPICIOUS_MULTIPLE == 0 and length <= LONGEST:
         _warn_of_milliseconds(value, length, name)
     return length
