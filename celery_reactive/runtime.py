@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
 
 from celery_reactive.core.registry import Registry
 from celery_reactive.events import Event
@@ -26,6 +28,10 @@ class Runtime:
     connection: Connection
     listeners: tuple[Callable[[Event], None], ...] = ()
     """Called with each event after it was logged; one that raises is logged and harms nothing."""
+    task_caller: Callable[..., Any] | None = None
+    """Wraps every execution: called with the call to make and its context (B-37)."""
+    task_filter: Callable[[str], bool] | None = None
+    """Asked each dispatch round; a task for which it returns false is held back (B-37)."""
 
     def emit(self, event: Event) -> None:
         """Log *event* and tell every listener."""
@@ -35,3 +41,9 @@ class Runtime:
                 listener(event)
             except Exception:
                 logger.exception("event listener raised", extra={"event": event.code})
+
+    @contextmanager
+    def briefly_connected(self) -> Iterator[Self]:
+        """Yield these parts with a short-lived connection of short time-outs, for a process that keeps none."""
+        with self.connection.brief() as connection:
+            yield dataclasses.replace(self, connection=connection)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -119,8 +118,6 @@ class Claim:
     """Generation of the definition under which the values were observed."""
     cluster_time: Any
     """A `bson.Timestamp` known before any read of this run is sent."""
-    controls: Mapping[str, Any]
-    """The task's definition and controls as read before the claim."""
 
     def now(self, elapsed: timedelta) -> datetime:
         """Return the server's time *elapsed* after the claim."""
@@ -129,3 +126,19 @@ class Claim:
     def failing_for(self, elapsed: timedelta) -> timedelta:
         """Return how long the sequence of failures has lasted, zero if this is its first (B-39)."""
         return self.now(elapsed) - self.first_error_at if self.first_error_at else timedelta(0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lease:
+    """A running record as others see it: the heartbeat moves `beats` while the worker lives."""
+
+    key: RecordKey
+    token: str
+    beats: int
+    company: bool
+    """Others were claimed by the same statement."""
+    attempts: int
+    started_at: datetime
+    first_error_at: datetime | None
+    now: datetime
+    """Server time of the reading."""

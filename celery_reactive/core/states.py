@@ -87,6 +87,7 @@ RETRY_BY_HAND = Transition(
     target_if_running=RecordState.PROCESSING_DIRTY,
 )
 DISCARD = Transition("discard", frozenset({RecordState.PENDING, RecordState.FAILED}), RecordState.COMPLETED)
+REVOKE = Transition("revoke", frozenset({RecordState.PENDING}), RecordState.FAILED)
 
 TRANSITIONS = (
     PLAN,
@@ -101,4 +102,5 @@ TRANSITIONS = (
     OVERTAKE,
     RETRY_BY_HAND,
     DISCARD,
+    REVOKE,
 )

@@ -203,13 +203,14 @@ def _define(runtime: Runtime, tasks: Sequence[ReactiveTask], term: int) -> list[
     """Store the leader's definitions and return the tasks as they are to be planned."""
     planned = []
     for task in tasks:
+        collated = server.has_collation(runtime.connection.database(task.database), task.collection)
         stored = definitions.define(
             runtime.connection.globals(),
             task,
             namespace=runtime.connection.namespace(task),
+            collated=collated,
             term=term,
         )
-        collated = server.has_collation(runtime.connection.database(task.database), task.collection)
         planned.append(PlannedTask(task, stored.generation, collated))
     return planned
 

@@ -8,11 +8,12 @@ that was away, or a server whose clock jumped in a failover, rescues no live run
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Sequence
 from datetime import timedelta
 
-from celery_reactive.core.outcome import Errored, Exhausted, Failure, GivenBack, Outcome
+from celery_reactive.core.loss import after_loss
+from celery_reactive.core.outcome import Failure
+from celery_reactive.core.record import Lease
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import LeaseLostError, StoreBusyError
 from celery_reactive.events import LeaseExpired
@@ -20,11 +21,11 @@ from celery_reactive.planner.plan import PlannedTask
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import records
 from celery_reactive.store.errors import time_limit
-from celery_reactive.store.records import Lease
 
 _READINGS = 6
 """So many in a row must find the counter unchanged; spaced a fifth of the visibility timeout, 1.2 to 1.4 of it pass."""
 _STATEMENT_LIMIT = timedelta(seconds=1)
+_VANISHED = Failure("the worker that ran it has vanished: its heartbeat stopped", "WorkerLostError")
 
 
 @dataclasses.dataclass(slots=True)
@@ -75,24 +76,9 @@ class Rescuer:
     def _rescue(self, task: ReactiveTask, lease: Lease) -> bool:
         try:
             with time_limit(_STATEMENT_LIMIT):
-                settled = records.rescue(self._runtime.connection.records(task), task, lease, _outcome(task, lease))
+                outcome = after_loss(task, lease, _VANISHED)
+                settled = records.rescue(self._runtime.connection.records(task), task, lease, outcome)
         except (LeaseLostError, StoreBusyError):
             return False
         self._runtime.emit(LeaseExpired(str(lease.key), settled.state))
         return True
-
-
-def _outcome(task: ReactiveTask, lease: Lease) -> Outcome:
-    """A record lost in company runs again alone, unpunished; one lost alone has failed an attempt."""
-    if lease.company:
-        return GivenBack(alone=True)
-    duration = lease.now - lease.started_at
-    error = Failure("the worker that ran it has vanished: its heartbeat stopped", "WorkerLostError")
-    failing_for = lease.now - lease.first_error_at if lease.first_error_at else timedelta(0)
-    wait = task.retry_policy.next_wait(
-        lease.attempts,
-        failing_for=failing_for,
-        now=lease.now,
-        random=random.random(),  # noqa: S311 -- jitter
-    )
-    return Exhausted(error, duration) if wait is None else Errored(error, duration, wait)

@@ -49,11 +49,6 @@ class Connection:
                     self._client, self._pid = self._connect(), os.getpid()
         return self._client
 
-    def after_fork(self) -> None:
-        """Forget what was inherited; the parent may have held the lock when it forked."""
-        self._lock = threading.Lock()
-        self._client = None
-
     def close(self) -> None:
         """Close this process's client, if there is one."""
         if self._client is not None and self._pid == os.getpid():
@@ -67,12 +62,12 @@ class Connection:
         The parent must not keep a client, whose threads a later fork would break.
         """
         brief = Connection(self._settings)
-        brief._client = self._connect(  # noqa: SLF001 -- its own kind
+        brief._client = self._connect(
             serverSelectionTimeoutMS=timeout_ms,
             connectTimeoutMS=timeout_ms,
             socketTimeoutMS=timeout_ms,
         )
-        brief._pid = os.getpid()  # noqa: SLF001 -- its own kind
+        brief._pid = os.getpid()
         try:
             yield brief
         finally:
@@ -95,7 +90,10 @@ class Connection:
 
     def database(self, name: str | None = None) -> Database[Document]:
         """Return a database by name, the default one for None."""
-        return self.client.get_database(
+        return self._database_of(self.client, name)
+
+    def _database_of(self, client: MongoClient[Document], name: str | None) -> Database[Document]:
+        return client.get_database(
             name or self.default_database,
             codec_options=CODEC,
             read_preference=ReadPreference.PRIMARY,
@@ -112,13 +110,20 @@ class Connection:
         """Return the collection that *task* watches."""
         return self.database(task.database)[task.collection]
 
-    def documents(self, task: ReactiveTask) -> Collection[Document]:
-        """Return the watched collection decoding as the user's own client says (B-31)."""
-        return self.source(task).with_options(codec_options=self.client.codec_options)
+    def documents(self, task: ReactiveTask, *, client: MongoClient[Document] | None = None) -> Collection[Document]:
+        """Return the watched collection, of *client* if one is given, decoding as that client says (B-31)."""
+        own = client or self.client
+        return own.get_database(
+            task.database or self.default_database,
+            read_preference=ReadPreference.PRIMARY,
+            read_concern=ReadConcern("majority"),
+        )[task.collection]
 
-    def records(self, task: ReactiveTask) -> Collection[Document]:
-        """Return the records collection of *task* (B-4)."""
-        return self.database(task.database)[f"{task.collection}{self._settings.records_suffix}"]
+    def records(self, task: ReactiveTask, *, client: MongoClient[Document] | None = None) -> Collection[Document]:
+        """Return the records collection of *task* (B-4), of *client* if one is given."""
+        return self._database_of(client or self.client, task.database)[
+            f"{task.collection}{self._settings.records_suffix}"
+        ]
 
     def globals(self) -> Collection[Document]:
         """Return the collection of leadership, positions, definitions and controls."""

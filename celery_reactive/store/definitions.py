@@ -42,6 +42,8 @@ class Controls:
     reconciled_generation: int
     paused: bool
     throttled_until: datetime | None
+    collated: bool
+    """The watched collection compares strings under a collation of its own."""
     is_throttled: bool
     """Whether `throttled_until` lay ahead by the server's clock when this was read."""
 
@@ -105,6 +107,7 @@ def _controls(task: str, stored: Mapping[str, Any]) -> Controls:
         reconciled_generation=int(stored.get("reconciledGen", 0)),
         paused=bool(stored.get("paused")),
         throttled_until=until,
+        collated=bool(stored.get("collated")),
         is_throttled=until is not None and until > stored["now"],
     )
 
@@ -114,13 +117,14 @@ def _id(task: str) -> dict[str, str]:
 
 
 @translated
-def define(globals_: Globals, task: ReactiveTask, *, namespace: str, term: int) -> Controls:
+def define(globals_: Globals, task: ReactiveTask, *, namespace: str, collated: bool, term: int) -> Controls:
     """Store the leader's definition of *task*; a changed filter or projection is a new generation (B-43).
 
     Args:
         globals_: The globals collection.
         task: Definition of the leader's code.
         namespace: `database.collection` it watches.
+        collated: That collection compares strings under a collation of its own.
         term: The leader's term.
 
     Returns:
@@ -144,6 +148,7 @@ def define(globals_: Globals, task: ReactiveTask, *, namespace: str, term: int) 
         "filter": {"$literal": filter_text},
         "projection": {"$literal": projection_text},
         "namespace": {"$literal": namespace},
+        "collated": collated,
         "handlerVersion": task.evolution.handler_version,
     }
     if not task.evolution.reconcile_on_trigger_change:

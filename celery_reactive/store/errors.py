@@ -55,7 +55,7 @@ def translating() -> Iterator[None]:
         yield
     except PyMongoError as error:
         raise translate(error) from error
-    except (BSONError, OverflowError) as error:
+    except (BSONError, OverflowError, UnicodeEncodeError) as error:
         raise StatementFailedError(str(error), code=None) from error
 
 

@@ -10,13 +10,15 @@ The bookkeeping sub-document `_r` of a record:
 `at`           cluster time of the newest observation
 `gen`          generation of the definition under which it was made
 `changedAt`    server time of the first change that no run has started on yet (B-16)
-`claim`        `{token, worker, beats, before, company}` while running; `before`: attempts before the run
+`claim`        `{token, worker, beats, before, forced, company}` while running; `before`: attempts before the run,
+               `forced`: a manual retry started it
 `fence`        grows with each claim (B-27)
 `sent`         a message is on its way (`wakeAt` is its deadline)
 `dispatches`   messages sent since the record last became pending
 `wakeAt`       when the planner must look at the record next; null when it need not
 `cycle`        counts chains of attempts, for Celery's task ids
 `deferrals`    since the last change or success
+`done`         token of the last run that was settled, so that a repeated statement knows its own
 `error`        type and traceback that belong to `lastError`
 =============  ================================================================================
 
@@ -356,6 +358,7 @@ def start_attempt(*, token: str, worker: str, lease: timedelta, company: bool) -
         "worker": literal(worker),
         "beats": 0,
         "before": _ATTEMPTS_SO_FAR,
+        "forced": _flag("forced"),
         "company": company,
     }
     return [
@@ -382,7 +385,14 @@ def renew(lease: timedelta) -> list[Stage]:
     return [{"$set": {"_r.claim.beats": {"$add": ["$_r.claim.beats", 1]}, "nextRunAt": _after(lease)}}]
 
 
-def settle(outcome: Outcome, *, debounce: timedelta, history_limit: int, observed_at: object) -> list[Stage]:
+def settle(
+    outcome: Outcome,
+    *,
+    debounce: timedelta,
+    history_limit: int,
+    reset_retries: bool,
+    observed_at: object,
+) -> list[Stage]:
     """Return the pipeline that ends a run with *outcome*, whatever came in during it (B-24 to B-26, B-33, B-34).
 
     What waits decides first: a manual retry sends the record round again at once; a document that
@@ -393,15 +403,16 @@ def settle(outcome: Outcome, *, debounce: timedelta, history_limit: int, observe
         outcome: What the run came to.
         debounce: Of the task, for the run after an overtaken one.
         history_limit: Newest entries kept.
+        reset_retries: Whether a change starts the attempts anew (B-15); an overtaken run has found one.
         observed_at: Cluster time known before the run's reads: the time of what the worker saw.
     """
     return [
         {"$set": {"_r.end": _decisions(outcome)}},
         {"$set": _observation(outcome, observed_at)},
-        {"$set": _books(outcome, history_limit)},
+        {"$set": _books(outcome, history_limit, reset_retries=reset_retries)},
         {"$set": _target(outcome, debounce)},
         {"$set": _skip_when_off(history_limit)},
-        {"$set": {"_r.claim": None, "_r.sent": False, "_r.dispatches": 0}},
+        {"$set": {"_r.claim": None, "_r.done": "$_r.claim.token", "_r.sent": False, "_r.dispatches": 0}},
         {"$unset": ["_r.end", "_r.touched"]},
     ]
 
@@ -442,7 +453,7 @@ def _observation(outcome: Outcome, observed_at: object) -> dict[str, Expression]
             return {}
 
 
-def _books(outcome: Outcome, history_limit: int) -> dict[str, Expression]:
+def _books(outcome: Outcome, history_limit: int, *, reset_retries: bool) -> dict[str, Expression]:
     """What a reader learns of the run, wherever the record goes."""
     match outcome:
         case Completed(duration=duration):
@@ -476,10 +487,15 @@ def _books(outcome: Outcome, history_limit: int) -> dict[str, Expression]:
                 "_r.deferrals": {"$add": ["$_r.deferrals", 1]},
                 **({"_r.held": True} if hold else {}),
             }
-        case Overtaken() | GivenBack():
+        case Overtaken() if reset_retries:
+            return {"attempts": 0, "firstErrorAt": None, "lastError": None, "_r.error": _REMOVE, "_r.deferrals": 0}
+        case Overtaken():
+            return {"attempts": {"$min": ["$attempts", "$_r.claim.before"]}, "_r.deferrals": 0}
+        case GivenBack(alone=alone):
             return {
                 "attempts": {"$min": ["$attempts", "$_r.claim.before"]},
-                **({"_r.alone": True} if isinstance(outcome, GivenBack) and outcome.alone else {}),
+                "_r.forced": _flag_if({"$or": [_flag("forced"), _flag("claim.forced")]}),
+                **({"_r.alone": True} if alone else {}),
             }
         case _:
             assert_never(outcome)
@@ -487,11 +503,24 @@ def _books(outcome: Outcome, history_limit: int) -> dict[str, Expression]:
 
 def _error_books(error: Failure, duration: timedelta, history_limit: int) -> dict[str, Expression]:
     took = round(duration / timedelta(milliseconds=1), 3)
+    first_error = _if("$_r.end.dirty", "$firstErrorAt", {"$ifNull": ["$firstErrorAt", _NOW]})
+    return {
+        **_failure_fields(error, first_error, history_limit, took=took),
+        "lastFinalizedAt": _NOW,
+    }
+
+
+def _failure_fields(
+    error: Failure,
+    first_error: Expression,
+    history_limit: int,
+    *,
+    took: float,
+) -> dict[str, Expression]:
     short = literal(shorten(error.message, _HISTORY_ERROR_BYTES))
     return {
-        "lastFinalizedAt": _NOW,
         "lastError": literal(error.message),
-        "firstErrorAt": _if("$_r.end.dirty", "$firstErrorAt", {"$ifNull": ["$firstErrorAt", _NOW]}),
+        "firstErrorAt": first_error,
         "executionHistory": _history("failed", history_limit, durationMs=took, error=short),
         "_r.error": {"type": literal(error.type), "traceback": literal(error.traceback)},
     }
@@ -585,6 +614,23 @@ def discard(history_limit: int) -> list[Stage]:
                 "_r.sent": False,
                 "_r.changedAt": None,
                 "_r.fresh": True,
+            },
+        },
+        {"$unset": ["_r.forced", "_r.held", "_r.alone"]},
+    ]
+
+
+def revoke(error: Failure, *, history_limit: int) -> list[Stage]:
+    """Return the pipeline that fails a pending record by hand."""
+    return [
+        {
+            "$set": {
+                "status": RecordState.FAILED.value,
+                "nextRunAt": None,
+                **_failure_fields(error, "$firstErrorAt", history_limit, took=0),
+                "_r.wakeAt": None,
+                "_r.sent": False,
+                "_r.changedAt": None,
             },
         },
         {"$unset": ["_r.forced", "_r.held", "_r.alone"]},

@@ -20,9 +20,9 @@ from pymongo import ReturnDocument
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 
-from celery_reactive.core.outcome import Outcome
-from celery_reactive.core.record import CODEC, Claim, Due, RecordKey
-from celery_reactive.core.states import CLAIM, COMPLETE, DISCARD, LEAVE, RETRY_BY_HAND, RUNNING, RecordState
+from celery_reactive.core.outcome import Failure, Outcome
+from celery_reactive.core.record import CODEC, Claim, Due, Lease, RecordKey
+from celery_reactive.core.states import CLAIM, COMPLETE, DISCARD, LEAVE, RETRY_BY_HAND, REVOKE, RUNNING, RecordState
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import LeaseLostError
 from celery_reactive.store import pipelines
@@ -53,21 +53,6 @@ class Settled:
 
     state: RecordState
     next_run_at: datetime | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Lease:
-    """A running record as the rescuer sees it: the heartbeat moves `beats` while the worker lives."""
-
-    key: RecordKey
-    token: str
-    beats: int
-    company: bool
-    attempts: int
-    started_at: datetime
-    first_error_at: datetime | None
-    now: datetime
-    """Server time of the reading."""
 
 
 # --- planning ------------------------------------------------------------------------------------
@@ -296,7 +281,6 @@ def claim(
     token: str,
     worker: str,
     lease: timedelta,
-    controls: Mapping[str, Any],
     session: ClientSession,
 ) -> list[Claim]:
     """Claim those of *keys* that are pending and due (B-23).
@@ -311,7 +295,6 @@ def claim(
         token: Unique to this delivery of the message; whoever knows it owns what it claims.
         worker: Name of the claiming process, for people.
         lease: Visibility timeout.
-        controls: Definition and controls of the task, read before.
         session: Causal session in which the run will read.
 
     Returns:
@@ -348,7 +331,7 @@ def claim(
             session=session,
         )
         won = [] if one is None else [one]
-    claims = {claim.key.exact: claim for claim in (_claim(keys[0].task, one, controls, session) for one in won)}
+    claims = {claim.key.exact: claim for claim in (_claim(keys[0].task, one, session) for one in won)}
     return [claims[key.exact] for key in keys if key.exact in claims]
 
 
@@ -356,7 +339,7 @@ def _undecoded(records: Records) -> Collection[RawBSONDocument]:
     return records.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
 
 
-def _claim(task: str, record: RawBSONDocument, controls: Mapping[str, Any], session: ClientSession) -> Claim:
+def _claim(task: str, record: RawBSONDocument, session: ClientSession) -> Claim:
     fields = bson.decode(record.raw, CODEC)
     books = fields["_r"]
     return Claim(
@@ -372,7 +355,6 @@ def _claim(task: str, record: RawBSONDocument, controls: Mapping[str, Any], sess
         observed=RawBSONDocument(bson.encode({"v": record["lastObservedValues"]}, codec_options=CODEC)),
         generation=int(books["gen"]),
         cluster_time=session.operation_time,
-        controls=controls,
     )
 
 
@@ -426,6 +408,12 @@ def settle(
 
 
 @translated
+def was_settled_by(records: Records, key: RecordKey, token: str) -> bool:
+    """Whether the last run settled on *key* was the one with *token*: a repeated statement knows its own by it."""
+    return records.find_one({"_id": key.id, "_r.done": token}, projection=["_id"]) is not None
+
+
+@translated
 def settle_by_token(records: Records, task: ReactiveTask, key: RecordKey, token: str, outcome: Outcome) -> Settled:
     """End a run from outside the process that runs it: the worker's parent knows only key and token.
 
@@ -475,6 +463,7 @@ def _settle(
             outcome,
             debounce=task.debounce,
             history_limit=task.execution_history_limit,
+            reset_retries=task.retry_policy.reset_retries_on_data_change,
             observed_at=observed_at,
         ),
         projection={"status": 1, "nextRunAt": 1},
@@ -492,19 +481,20 @@ def _settle(
 @translated
 def running(records: Records, task: str) -> list[Lease]:
     """Return all running records of *task* with their heartbeat counters and the server's time."""
-    pipeline = [
-        {"$match": {"task": task, **pipelines.state_is(RUNNING), "_r.wakeAt": {"$gt": pipelines.EPOCH}}},
-        {
-            "$project": {
-                "sourceDocId": 1,
-                "attempts": 1,
-                "startedAt": 1,
-                "firstErrorAt": 1,
-                "claim": "$_r.claim",
-                "now": "$$NOW",
-            },
-        },
-    ]
+    running_ones = {"task": task, **pipelines.state_is(RUNNING), "_r.wakeAt": {"$gt": pipelines.EPOCH}}
+    return _leases(records, task, running_ones)
+
+
+@translated
+def claimed_with(records: Records, keys: Sequence[RecordKey], token: str) -> list[Lease]:
+    """Return those of *keys*, of one task, that run under *token*: what a worker's parent process needs to know."""
+    ids = [key.id for key in keys]
+    owned = {"_id": {"$in": ids}, "_r.claim.token": token, **pipelines.state_is(RUNNING)}
+    return _leases(records, keys[0].task, owned)
+
+
+def _leases(records: Records, task: str, query: Mapping[str, Any]) -> list[Lease]:
+    fields = {"sourceDocId": 1, "attempts": 1, "startedAt": 1, "firstErrorAt": 1, "claim": "$_r.claim", "now": "$$NOW"}
     return [
         Lease(
             key=RecordKey(task, record["sourceDocId"]),
@@ -516,7 +506,7 @@ def running(records: Records, task: str) -> list[Lease]:
             first_error_at=record["firstErrorAt"],
             now=record["now"],
         )
-        for record in records.aggregate(pipeline)
+        for record in records.aggregate([{"$match": query}, {"$project": fields}])
     ]
 
 
@@ -567,3 +557,13 @@ def count_in_flight(records: Records, task: str) -> int:
             "$expr": {"$gt": ["$_r.wakeAt", "$$NOW"]},
         },
     )
+
+
+@translated
+def revoke(records: Records, task: ReactiveTask, key: RecordKey, error: Failure) -> bool:
+    """Fail a pending record whose Celery task was revoked (B-40); return whether it was pending."""
+    result = records.update_one(
+        {"_id": key.id, **pipelines.state_is(REVOKE.sources)},
+        pipelines.revoke(error, history_limit=task.execution_history_limit),
+    )
+    return result.modified_count == 1

@@ -1,0 +1,50 @@
+"""Celery tasks that run when MongoDB documents change: durable, retried, observable.
+
+`@reactive_task(collection=…, filter=…)` on a Celery task is all that workers and planner need; see the README.
+"""
+
+from __future__ import annotations
+
+from celery_reactive import signals
+from celery_reactive.app import Reactive, reactive_task
+from celery_reactive.core.policies import CleanupPolicy, Evolution
+from celery_reactive.core.retry import RetryPolicy
+from celery_reactive.errors import (
+    ConfigurationError,
+    ForeignRecordsError,
+    LeaseLostError,
+    LockAlreadyAcquiredError,
+    NotAReplicaSetError,
+    ReactiveError,
+    ServerTooOldError,
+    StatementFailedError,
+    StoreBusyError,
+    StoreUnavailableError,
+    TaskConditionFailedError,
+    TermEndedError,
+    UnknownTaskError,
+)
+from celery_reactive.worker.context import TaskContext
+
+__all__ = [
+    "CleanupPolicy",
+    "ConfigurationError",
+    "Evolution",
+    "ForeignRecordsError",
+    "LeaseLostError",
+    "LockAlreadyAcquiredError",
+    "NotAReplicaSetError",
+    "Reactive",
+    "ReactiveError",
+    "RetryPolicy",
+    "ServerTooOldError",
+    "StatementFailedError",
+    "StoreBusyError",
+    "StoreUnavailableError",
+    "TaskConditionFailedError",
+    "TaskContext",
+    "TermEndedError",
+    "UnknownTaskError",
+    "reactive_task",
+    "signals",
+]

@@ -1,0 +1,224 @@
+"""The composition root: the decorator, and the handle to a Celery app's reactive side."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, Task, _state, shared_task
+from celery.local import PromiseProxy, Proxy
+from kombu.utils.imports import symbol_by_name
+
+from celery_reactive.core.declaration import declare
+from celery_reactive.core.registry import Registry
+from celery_reactive.errors import ConfigurationError
+from celery_reactive.events import Event
+from celery_reactive.runtime import Runtime
+from celery_reactive.settings import Settings
+from celery_reactive.signals import SIGNALS
+from celery_reactive.store.connection import Connection
+from celery_reactive.worker.celery_task import ReactiveMixin
+
+_HANDLE = "_celery_reactive"
+
+
+def reactive_task(**options: Any) -> Callable[[Any], Any]:
+    """Make a Celery task run for documents of a collection: the write is the trigger.
+
+    Goes on a Celery task (`@app.task`, `@shared_task`) or on a plain function, of which it makes a
+    shared task. The task gets one argument, a `TaskContext`, after `self` where it is bound.
+
+    Args:
+        options: `collection` (required), `task`, `database`, `filter`, `watch_projection`, `backfill`, `debounce`,
+            `debounce_max_wait`, `retry_policy`, `cleanup_policy`, `execution_history_limit`, `evolution`, `chunk`.
+
+    Returns:
+        A decorator that returns the Celery task; its definition is at `task.reactive`.
+
+    Raises:
+        ConfigurationError: Lists everything that is wrong with the declaration; nothing was registered.
+    """
+
+    def decorate(target: Any) -> Any:
+        function = _function_of(target)
+        declare(_provisional_name(function), options)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                _provisional_name(function),
+                ["expected a function or coroutine function, got a generator function"],
+            )
+        task = target if isinstance_unevaluated(target, (Task, Proxy)) else shared_task(target)
+        _when_evaluated(task, options)
+        return task
+
+    return decorate
+
+
+def isinstance_unevaluated(thing: object, classes: tuple[type, ...]) -> bool:
+    """As `isinstance`, but by the real type: a proxy is not evaluated by being asked."""
+    return issubclass(type(thing), classes)
+
+
+def _function_of(target: Any) -> Callable[..., Any] | None:
+    """Return the function behind *target* without evaluating a proxy; None where it cannot be told."""
+    if type(target) is PromiseProxy and not target.__evaluated__():
+        arguments = object.__getattribute__(target, "_Proxy__args")
+        return arguments[0] if arguments and callable(arguments[0]) else None
+    if isinstance_unevaluated(target, (Proxy,)) and type(target) is not PromiseProxy:
+        return None
+    if isinstance(target, Task):
+        return getattr(target, "__wrapped__", None) or target.run
+    return target if callable(target) else None
+
+
+def _provisional_name(function: Callable[..., Any] | None) -> str:
+    """Return the name by which an error at declaration names a task that Celery has not named yet."""
+    if function is None:
+        return "reactive task"
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', function)}"
+
+
+def _when_evaluated(task: Any, options: dict[str, Any]) -> None:
+    """Make *task* reactive as soon as Celery has made it: in each app that gets it, now where it has it already."""
+    if type(task) is PromiseProxy:
+        task.__then__(lambda: _make_reactive(task._get_current_object(), options))  # noqa: SLF001 -- the proxy's own way
+    elif isinstance_unevaluated(task, (Task,)):
+        _make_reactive(task, options)
+    else:
+        _in_every_app(lambda app: _make_reactive(app.tasks[task.name], options))
+
+
+def _in_every_app(upgrade: Callable[[Celery], None]) -> None:
+    """Call *upgrade* with each app that is finalized, now or later: a shared task belongs to all of them."""
+
+    def once_finalized(app: Celery) -> None:
+        # Callbacks are called in no order, so that the shared task itself may not be there yet.
+        app.on_after_finalize.connect(lambda **_: upgrade(app), sender=app, weak=False)
+
+    _state.connect_on_app_finalize(once_finalized)
+    for app in _state._get_active_apps():  # noqa: SLF001 -- as Celery's own shared_task does
+        if app.finalized:
+            upgrade(app)
+
+
+def _make_reactive(task: Task, options: dict[str, Any]) -> None:
+    """Lay the mixin over the class of *task*: a base of its own would lose the user's."""
+    if isinstance(task, ReactiveMixin):
+        return
+    definition = declare(task.name, options)
+    handle = Reactive.of(task.app)
+    handle.registry.add(definition, celery_name=task.name)
+    tracer = task.__dict__.pop("__trace__", None)
+    task.__class__ = type(
+        type(task).__name__,
+        (ReactiveMixin, type(task)),
+        {
+            "__module__": type(task).__module__,
+            "__doc__": type(task).__doc__,
+            "reactive": definition,
+            "reactive_runtime": staticmethod(lambda: handle.runtime),
+        },
+    )
+    task.__trace__ = tracer
+
+
+class Reactive:
+    """The handle to a Celery app's reactive side: its settings, tasks and connection.
+
+    `Reactive.of(app)` returns the one handle of an app; two apps in one process share nothing.
+    """
+
+    def __new__(cls, app: Celery) -> Reactive:
+        """Return the handle of *app*, made at the first call."""
+        handle: Reactive | None = app.__dict__.get(_HANDLE)
+        if handle is None:
+            handle = super().__new__(cls)
+            handle._initialize(app)
+            app.__dict__[_HANDLE] = handle
+        return handle
+
+    def _initialize(self, app: Celery) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._runtime: Runtime | None = None
+        self._registry = Registry()
+
+    @classmethod
+    def of(cls, app: Celery) -> Reactive:
+        """Return the handle of *app*."""
+        return cls(app)
+
+    @property
+    def app(self) -> Celery:
+        """The Celery app."""
+        return self._app
+
+    @property
+    def registry(self) -> Registry:
+        """The reactive tasks declared so far."""
+        return self._registry
+
+    @property
+    def runtime(self) -> Runtime:
+        """Settings, tasks and connection, made from the app's configuration at the first call.
+
+        Raises:
+            ConfigurationError: A setting is wrong or unknown.
+        """
+        if self._runtime is None:
+            with self._lock:
+                if self._runtime is None:
+                    self._runtime = self._make_runtime()
+        return self._runtime
+
+    def _make_runtime(self) -> Runtime:
+        conf = self._app.conf
+        settings = Settings.load(lambda key: conf.get(key), self._setting_names())
+        return Runtime(
+            settings=settings,
+            registry=self._registry,
+            connection=Connection(settings),
+            listeners=(self._send_signal,),
+            task_caller=_imported("reactive_task_caller", settings.task_caller),
+            task_filter=_imported("reactive_task_filter", settings.task_filter),
+        )
+
+    def _setting_names(self) -> list[str]:
+        """Keys as this package spells them, whatever namespace they were set under."""
+        prefix = (self._app.namespace or "").lower()
+        names = (str(name).lower() for name in self._app.conf)
+        return [name.removeprefix(f"{prefix}_") if prefix else name for name in names]
+
+    def _send_signal(self, event: Event) -> None:
+        SIGNALS[event.code].send(sender=self._app, event=event, **event.facts())
+
+    def run_planner(self, stop: threading.Event | None = None, *, group: str = "default") -> None:
+        """Run a planner in this process until *stop* is set, for small installations and tests.
+
+        Args:
+            stop: Ends it in good order; None: it runs for ever.
+            group: The planner group.
+
+        Raises:
+            ConfigurationError: Settings, tasks or server are not fit; nothing was started.
+            StoreUnavailableError: MongoDB does not answer at the start.
+            BrokerUnavailableError: The broker does not answer at the start.
+        """
+        from celery_reactive.planner import process  # noqa: PLC0415 -- workers need no planner
+        from celery_reactive.planner.dispatch import Publisher  # noqa: PLC0415 -- workers need no planner
+
+        self._app.loader.import_default_modules()
+        self._app.finalize()
+        process.run(self.runtime, Publisher(self._app, self.runtime), stop or threading.Event(), group=group)
+
+
+def _imported(key: str, named: Any) -> Any:
+    """Return the callable that a setting holds or names."""
+    if not isinstance(named, str):
+        return named
+    try:
+        return symbol_by_name(named)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(key, [f"expected the import path of a callable, got {named!r}: {error}"]) from error

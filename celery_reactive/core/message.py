@@ -1,0 +1,96 @@
+"""The message that wakes a worker: which records of one task may be due.
+
+Packed by `planner/dispatch`, unpacked by the worker. A message is a hint: it names records, and the
+claim decides. Nothing in it is evaluated, and one that cannot be read claims nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from celery_reactive.core.record import Due, RecordKey, id_from_text, id_to_text
+
+HEADER = "reactive"
+"""Tells a planner's message from a user's own `.delay()`."""
+_VERSION = 1
+_SHOWN_IDS = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Named:
+    """One record as a message names it."""
+
+    key: RecordKey
+    cycle: int
+
+
+class MessageError(ValueError):
+    """A message carries the header but cannot be read; nothing was claimed."""
+
+
+def message_for(task: str, *, namespace: str, due: Sequence[Due], max_attempts: int | None) -> dict[str, Any]:
+    """Return the options of `apply_async` for a message that names the records *due*.
+
+    Args:
+        task: Name of the reactive task.
+        namespace: `database.collection`, part of Celery's ids.
+        due: One or more records.
+        max_attempts: Of the task's retry policy, for people.
+    """
+    ids = [id_to_text(one.key.doc_id) for one in due]
+    single = due[0] if len(due) == 1 else None
+    header = {"v": _VERSION, "ns": namespace, "cycles": [one.cycle for one in due], "max": max_attempts}
+    return {
+        "args": (ids,),
+        "kwargs": {},
+        "task_id": single.key.celery_id(namespace, single.cycle) if single else str(uuid.uuid4()),
+        "headers": {HEADER: header},
+        "argsrepr": shown_ids(ids),
+        "kwargsrepr": "{}",
+        "retries": single.attempts if single else 0,
+        "ignore_result": True,
+    }
+
+
+def shown_ids(ids: Sequence[str]) -> str:
+    """Return ids as Flower shows them: the first few, and how many there are."""
+    shown = ", ".join(ids[:_SHOWN_IDS])
+    return f"({shown})" if len(ids) <= _SHOWN_IDS else f"({len(ids)} documents: {shown}, …)"
+
+
+def is_reactive(request: Mapping[str, Any]) -> bool:
+    """Whether a message with these headers was published by a planner."""
+    return isinstance(_header(request), Mapping)
+
+
+def _header(request: Mapping[str, Any]) -> Any:
+    # Protocol 2 puts custom headers beside the task's own, and some transports into `headers`.
+    header = request.get(HEADER)
+    return header if header is not None else (request.get("headers") or {}).get(HEADER)
+
+
+def unpack(task: str, request: Mapping[str, Any], args: object) -> list[Named]:
+    """Return the records that a message names.
+
+    Raises:
+        MessageError: It cannot be read.
+    """
+    header = _header(request)
+    try:
+        if header["v"] != _VERSION:
+            raise MessageError(f"expected message version {_VERSION}, got {header['v']!r}; upgrade this worker")
+        (ids,) = args  # type: ignore[misc]
+        named = [
+            Named(RecordKey(task, id_from_text(text)), int(cycle))
+            for text, cycle in zip(ids, header["cycles"], strict=True)
+        ]
+    except MessageError:
+        raise
+    except (TypeError, ValueError, KeyError) as error:
+        raise MessageError(f"a message for {task} cannot be read: {error}") from error
+    if not named:
+        raise MessageError(f"a message for {task} names no record")
+    return named

@@ -1,0 +1,115 @@
+"""Reading a source document for a run, and checking it in the same statement (B-32)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import bson
+from bson.raw_bson import RawBSONDocument
+from pymongo.client_session import ClientSession
+from pymongo.collection import Collection
+
+from celery_reactive.core.record import CODEC, Claim
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.store.errors import translated
+
+_SIMPLE = {"locale": "simple"}
+_NOTE = "_celery_reactive"
+"""Field in which the check's answer travels beside the document's own."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Read:
+    """The document is the one the run is for."""
+
+    document: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gone:
+    """There is no such document."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Left:
+    """The document does not match the filter."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MovedOn:
+    """The watched values are not those of the run."""
+
+    values: bytes
+    """`{"v": watched values}` as BSON."""
+
+
+@translated
+def read(
+    source: Collection[Any],
+    task: ReactiveTask,
+    claim: Claim,
+    *,
+    projection: Mapping[str, Any] | None,
+    session: ClientSession | None,
+    collated: bool,
+    options: Mapping[str, Any],
+) -> Read | Gone | Left | MovedOn:
+    """Read the document of *claim* and check it, in one statement.
+
+    Args:
+        source: The watched collection, decoding as the user wants it.
+        task: The stored definition.
+        claim: The run.
+        projection: The user's: inclusion, exclusion or computed fields.
+        session: Causally after the claim.
+        collated: The collection compares strings under a collation of its own; that takes two statements.
+        options: Further options of the statement.
+    """
+    raw = source.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
+    own: dict[str, Any] = {"_id": claim.key.doc_id}
+    matching = {"$and": [own, task.filter.query]}
+    if collated:
+        # The filter is asked under the collection's collation, the values are compared under the simple one.
+        found = raw.find_one(matching, projection=["_id"], session=session) and own
+    else:
+        found = matching
+    if found is not None:
+        pipeline = _pipeline(found, task, claim, projection)
+        answer = next(raw.aggregate(pipeline, session=session, collation=_SIMPLE, **options), None)
+        if answer is not None:
+            return _answer(answer, source)
+    exists = raw.find_one(own, projection=["_id"], session=session)
+    return Gone() if exists is None else Left()
+
+
+def _pipeline(
+    matching: dict[str, Any],
+    task: ReactiveTask,
+    claim: Claim,
+    projection: Mapping[str, Any] | None,
+) -> list[dict[str, Any]]:
+    snapshot = {"$getField": {"field": "v", "input": {"$literal": claim.observed}}}
+    note = {_NOTE: {"same": "$same", "w": {"$cond": ["$same", "$$REMOVE", "$w"]}}}
+    stages: list[dict[str, Any]] = [
+        {"$match": matching},
+        *task.projection.stages(keep={"doc": "$$ROOT"}),
+        {"$set": {"same": {"$eq": ["$w", snapshot]}}},
+        {"$replaceWith": {"$mergeObjects": [{"$cond": ["$same", "$doc", {}]}, note]}},
+    ]
+    if projection:
+        excludes = not any(value for field, value in projection.items() if field != "_id") and (
+            len(projection) > 1 or not projection.get("_id", True)
+        )
+        stages.append({"$project": dict(projection) if excludes else {**projection, _NOTE: 1}})
+    return stages
+
+
+def _answer(answer: RawBSONDocument, source: Collection[Any]) -> Read | MovedOn:
+    note = answer[_NOTE]
+    if not note["same"]:
+        return MovedOn(bson.encode({"v": note["w"]}, codec_options=CODEC))
+    document = bson.decode(answer.raw, source.codec_options)
+    del document[_NOTE]
+    return Read(document)

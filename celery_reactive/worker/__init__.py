@@ -1,0 +1,1 @@
+"""The worker's side: claim, call the handler, finalize. Read `execute` first."""

@@ -1,0 +1,292 @@
+"""What a reactive Celery task does differently: a planner's message names records, and each is a run of its own.
+
+`ReactiveMixin` is laid over the class of the user's task. A message's records are run by the object
+that stands in `__trace__`: it claims them, then calls Celery's own tracer once per record with the
+record's own request, so that signals, `on_failure`, log ids and monitors see each of them.
+A message without the planner's header is a user's own call and is left to Celery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from billiard.einfo import ExceptionInfo
+from celery import Task
+from celery.app.trace import TraceInfo, trace_ok_t
+from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
+from celery.states import IGNORED
+
+from celery_reactive.core.message import MessageError, is_reactive, unpack
+from celery_reactive.core.outcome import Completed, Deferred, Errored, Exhausted, GivenBack, Outcome, Overtaken, Skipped
+from celery_reactive.core.record import id_to_text
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.errors import StoreUnavailableError
+from celery_reactive.worker.context import TaskContext
+from celery_reactive.worker.execute import execute, outcome_of_error, outcome_of_return
+from celery_reactive.worker.run import Run
+
+if TYPE_CHECKING:
+    from celery_reactive.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+TOKEN = "reactive_token"  # noqa: S105 -- a header's name
+"""Header in which the worker's parent process passes the claim's token to its child."""
+
+Tracer = Callable[[str, Any, Any, Any], Any]
+
+
+class _Current(threading.local):
+    """What the present thread is about to run, or runs."""
+
+    next: tuple[Run, TaskContext] | None = None
+    run: Run | None = None
+    outcome: Outcome | None = None
+
+
+_current = _Current()
+
+
+class ReactiveMixin(Task):  # type: ignore[misc]
+    """Laid over the class of a reactive task."""
+
+    abstract = True
+    Request = "celery_reactive.worker.request:ReactiveRequest"
+
+    reactive: ClassVar[ReactiveTask]
+    """The definition."""
+    reactive_runtime: ClassVar[Callable[[], Runtime]]
+    """Returns the app's parts."""
+
+    @property
+    def __trace__(self) -> Tracer | None:
+        """What Celery calls for each message."""
+        return self._trace_message if self._celery_tracer is not None else None
+
+    @__trace__.setter
+    def __trace__(self, tracer: Tracer | None) -> None:
+        self._celery_tracer = tracer
+
+    _celery_tracer: Tracer | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one record if that is what this call is for; otherwise what the user asked for."""
+        following, _current.next = _current.next, None
+        if following is None:
+            return self._call_as_celery_would(*args, **kwargs)
+        return self._run_record(*following)
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,  # noqa: FBT001, FBT002 -- Celery's signature
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Retry:
+        """As Celery's, but through the record: a failed attempt with that countdown, no second message (B-40)."""
+        run = _current.run
+        if run is None:
+            return super().retry(  # type: ignore[no-any-return]
+                args, kwargs, exc, throw, eta, countdown, max_retries, **options
+            )
+        if max_retries is not None and run.claim.attempt > max_retries:
+            raise exc or MaxRetriesExceededError(f"can't retry {self.name}[{run.claim.key}] more than {max_retries} times")
+        if eta is not None:
+            countdown = max(0.0, (eta - run.server_time()).total_seconds())
+        run.celery_retry = countdown
+        signal = Retry(exc=exc, when=countdown)
+        if throw:
+            raise signal
+        return signal
+
+    # --- one message -----------------------------------------------------------------------------
+
+    def _trace_message(self, uuid_: str, args: Any, kwargs: Any, request: dict[str, Any]) -> Any:
+        tracer = self._celery_tracer
+        assert tracer is not None  # noqa: S101 -- see __trace__
+        if not is_reactive(request):
+            return tracer(uuid_, args, kwargs, request)
+        results: list[Any] = []
+
+        def body(run: Run, context: TaskContext) -> Outcome:
+            result, outcome = self._trace_record(tracer, request, run, context)
+            results.append(result)
+            return outcome
+
+        try:
+            named = unpack(self.reactive.name, request, args)
+            execute(
+                self.reactive_runtime(),
+                self.reactive,
+                named,
+                body,
+                token=request.get(TOKEN) or uuid.uuid4().hex,
+                worker=request.get("hostname") or socket.gethostname(),
+            )
+        except MessageError as error:
+            logger.error("%s", error, extra={"event": "message_unreadable"})  # noqa: TRY400 -- no traceback helps
+        except StoreUnavailableError as error:
+            logger.warning("nothing claimed, MongoDB does not answer: %s", error, extra={"event": "claim_failed"})
+        return results[0] if len(results) == 1 else _nothing_to_tell()
+
+    def _trace_record(
+        self,
+        tracer: Tracer,
+        request: Mapping[str, Any],
+        run: Run,
+        context: TaskContext,
+    ) -> tuple[Any, Outcome]:
+        """Run one record through Celery's tracer, with its own request."""
+        claim = run.claim
+        text = id_to_text(claim.key.doc_id)
+        celery_id = claim.key.celery_id(run.runtime.connection.namespace(run.task), claim.cycle)
+        own = {
+            **request,
+            "id": celery_id,
+            "correlation_id": celery_id,
+            "args": (text,),
+            "argsrepr": f"({text})",
+            "retries": claim.attempt - 1,
+        }
+        _current.next, _current.outcome = (run, context), None
+        try:
+            result = tracer(celery_id, (text,), {}, own)
+        finally:
+            _current.next = None
+        outcome, _current.outcome = _current.outcome, None
+        if outcome is None:
+            # Celery failed before the handler was called, e.g. in `before_start`.
+            error = getattr(result.info, "retval", None) or RuntimeError("Celery did not call the handler")
+            outcome = outcome_of_error(run, error)
+        return result, outcome
+
+    # --- one record ------------------------------------------------------------------------------
+
+    def _run_record(self, run: Run, context: TaskContext) -> None:
+        """Call the handler; tell the tracer, by what is raised, what Celery shall make of it."""
+        outer, _current.run = _current.run, run
+        try:
+            self._call_handler(run, context)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- the user's code may raise anything
+            cause, outcome = self._outcome_of(run, error)
+        else:
+            cause, outcome = None, outcome_of_return(run)
+        finally:
+            _current.run = outer
+        _current.outcome = outcome
+        self._tell_celery(outcome, cause)
+
+    def _outcome_of(self, run: Run, error: Exception) -> tuple[BaseException, Outcome]:
+        match error:
+            case Retry():
+                cause = error.exc if isinstance(error.exc, BaseException) else error
+                asked = run.celery_retry
+                retry_in = None if asked is None else timedelta(seconds=asked)
+                return cause, outcome_of_error(run, cause, retry_in=retry_in)
+            case Ignore():
+                return error, Skipped(str(error) or "the handler raised Ignore", run.elapsed)
+            case Reject(requeue=True):
+                return error, outcome_of_error(run, error, retry_in=timedelta(0))
+            case Reject():
+                failed = outcome_of_error(run, error)
+                return error, Exhausted(failed.error, run.elapsed) if isinstance(failed, Errored) else failed
+            case _:
+                return error, outcome_of_error(run, error)
+
+    def _tell_celery(self, outcome: Outcome, cause: BaseException | None) -> None:
+        match outcome:
+            case Completed():
+                return
+            case Skipped(reason=reason):
+                raise Ignore(reason) from cause
+            case Deferred() | Overtaken() | GivenBack():
+                raise Retry("deferred" if isinstance(outcome, Deferred) else "the watched values have moved on")
+            case Errored(retry_in=wait):
+                raise Retry(exc=_plain(cause), when=wait.total_seconds()) from cause
+            case Exhausted():
+                assert cause is not None  # noqa: S101 -- an exhausted run has raised
+                raise _plain(cause)
+
+    def _call_handler(self, run: Run, context: TaskContext) -> None:
+        caller = run.runtime.task_caller
+        call = self._handler_call(context)
+        if caller is None:
+            call()
+        else:
+            _call_through(caller, call, context)
+
+    def _handler_call(self, context: TaskContext) -> Callable[[], None]:
+        def call() -> None:
+            result = super(ReactiveMixin, self).__call__(context) if self._has_own_call() else self.run(context)
+            if inspect.iscoroutine(result):
+                _event_loop().run_until_complete(result)
+
+        return call
+
+    def _call_as_celery_would(self, *args: Any, **kwargs: Any) -> Any:
+        """A user's own call: in a worker the tracer has pushed a request already, elsewhere Celery pushes a blank one."""
+        if self._has_own_call() or self.request.called_directly:
+            return super().__call__(*args, **kwargs)
+        return self.run(*args, **kwargs)
+
+    def _has_own_call(self) -> bool:
+        """Whether the user's base class defines `__call__`, as Flask's context tasks do."""
+        after = type(self).__mro__[type(self).__mro__.index(ReactiveMixin) + 1 :]
+        return any("__call__" in vars(base) for base in after if base is not Task and base is not object)
+
+
+def _call_through(caller: Callable[..., Any], call: Callable[[], None], context: TaskContext) -> None:
+    """Call the handler through `reactive_task_caller`, which cannot turn its error into a success (B-37)."""
+    raised: list[BaseException] = []
+
+    def noted() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    caller(noted, context)
+    if raised:
+        raise raised[-1]
+
+
+def _plain(cause: BaseException | None) -> BaseException | None:
+    """A rejected message would be put back on the queue by Celery; the record decides here, so it is plain failure."""
+    return RuntimeError(f"rejected: {cause.reason!r}") if isinstance(cause, Reject) else cause
+
+
+def _nothing_to_tell() -> Any:
+    """Celery's result for a message that leaves nothing to report: no event, no result, acknowledged."""
+    try:
+        raise Ignore("nothing to report for this message")
+    except Ignore as ignored:
+        return trace_ok_t(ExceptionInfo(internal=True), TraceInfo(IGNORED, ignored), 0.0, None)
+
+
+class _Loops(threading.local):
+    loop: asyncio.AbstractEventLoop | None = None
+
+
+_loops = _Loops()
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """The event loop on which this thread of the worker runs coroutine handlers."""
+    if _loops.loop is None or _loops.loop.is_closed():
+        _loops.loop = asyncio.new_event_loop()
+    return _loops.loop

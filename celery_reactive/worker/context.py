@@ -1,0 +1,204 @@
+"""What a handler gets: the facts of its run, and the ways to read, defer, throttle and complete (B-31 to B-36)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import bson
+from bson.raw_bson import RawBSONDocument
+from pymongo import MongoClient
+from pymongo.client_session import ClientSession
+
+from celery_reactive.core.duration import Duration, parse_duration
+from celery_reactive.core.outcome import Completed, Deferred
+from celery_reactive.errors import ConfigurationError, ReactiveError, TaskConditionFailedError
+from celery_reactive.events import ContextMisused, TaskThrottled
+from celery_reactive.store import definitions, documents, records
+from celery_reactive.store.documents import Gone, Left, MovedOn, Read
+from celery_reactive.worker.run import Run
+
+
+class ContextEndedError(ReactiveError):
+    """A context was used after its handler had returned. Nothing was done."""
+
+
+class TaskContext:
+    """One run, as its handler sees it. Usable until the handler returns, from any of its threads."""
+
+    def __init__(self, run: Run, session: ClientSession | None) -> None:
+        self._run = run
+        self._session = session
+
+    @property
+    def doc_id(self) -> Any:
+        """The source document's `_id`, any BSON type."""
+        return self._run.claim.key.doc_id
+
+    @property
+    def watched_values(self) -> Any:
+        """The values of `watch_projection` that this run is for, decoded as the client decodes."""
+        options = self._run.runtime.connection.client.codec_options
+        return bson.decode(self._run.claim.observed.raw, options)["v"]
+
+    @property
+    def attempt(self) -> int:
+        """Number of this attempt, 1 for the first."""
+        return self._run.claim.attempt
+
+    @property
+    def fence(self) -> int:
+        """Grows with each claim of the record: let what you write elsewhere refuse a smaller one (B-27)."""
+        return self._run.claim.fence
+
+    @property
+    def lease_lost(self) -> bool:
+        """Whether the record may belong to another run by now; stop, nothing you return is written."""
+        return self._run.lease_lost
+
+    @property
+    def due_at(self) -> datetime:
+        """When the run became due, server time."""
+        return self._run.claim.due_at
+
+    @property
+    def deferrals(self) -> int:
+        """Deferrals since the last change or success."""
+        return self._run.claim.deferrals
+
+    @property
+    def task(self) -> str:
+        """Name of the reactive task."""
+        return self._run.task.name
+
+    @property
+    def collection(self) -> str:
+        """Name of the watched collection."""
+        return self._run.task.collection
+
+    @property
+    def client(self) -> MongoClient[dict[str, Any]]:
+        """The package's client in this process, for transactions."""
+        return self._run.runtime.connection.client
+
+    def get_document(
+        self,
+        projection: Mapping[str, Any] | None = None,
+        session: ClientSession | None = None,
+        max_time_ms: int | None = None,
+        comment: Any = None,
+        hint: Any = None,
+    ) -> dict[str, Any]:
+        """Read the document from the primary, and check that it is still the one this run is for (B-32).
+
+        Args:
+            projection: As in `find`; None: the whole document.
+            session: A session of yours; the statement goes through its client.
+            max_time_ms: Server-side limit in milliseconds.
+            comment: Comment of the statement, for the server's logs.
+            hint: Index to use.
+
+        Raises:
+            TaskConditionFailedError: The document is gone, no longer matches the filter, or its watched
+                values have moved on. Left uncaught it ends the run as skipped; the newer state gets its own run.
+            StoreUnavailableError: MongoDB did not answer.
+        """
+        run = self._usable()
+        connection = run.runtime.connection
+        client = session.client if session is not None else connection.client
+        source = connection.documents(run.task, client=client)
+        options = {"maxTimeMS": max_time_ms, "comment": comment, "hint": hint}
+        result = documents.read(
+            source,
+            run.task,
+            run.claim,
+            projection=projection,
+            session=session if session is not None else self._session,
+            collated=run.collated,
+            options={name: value for name, value in options.items() if value is not None},
+        )
+        match result:
+            case Read(document=document):
+                run.document_checked = True
+                return document
+            case Gone():
+                run.gone = True
+                raise TaskConditionFailedError("the document was deleted")
+            case Left():
+                run.left = True
+                raise TaskConditionFailedError("the document no longer matches the filter")
+            case MovedOn(values=values):
+                run.overtaken = RawBSONDocument(values)
+                raise TaskConditionFailedError("the watched values have moved on")
+
+    def defer_current(self, until: Duration | datetime, *, hold: bool = False) -> None:
+        """Run this document again later; no failure, no attempt spent (B-34).
+
+        Args:
+            until: A duration from now, or an aware datetime (one that has passed waits a second).
+            hold: Keep the time even if the data changes; otherwise a change cuts the wait short.
+
+        Raises:
+            ConfigurationError: A negative duration, a naive datetime; nothing was deferred.
+        """
+        run = self._usable()
+        when = self._server_time_of(until)
+        if run.completed:
+            run.runtime.emit(ContextMisused(str(run.claim.key), "defer_current after mark_completed is ignored"))
+            return
+        run.deferral = Deferred(when, hold=hold)
+
+    def throttle_all(self, until: Duration | datetime) -> None:
+        """Pause all future runs of this task, cluster-wide; this run goes on (B-35).
+
+        No claim that begins after this call has returned succeeds before the time; a longer pause
+        that is in force stays.
+
+        Args:
+            until: A duration from now, or an aware datetime.
+
+        Raises:
+            ConfigurationError: A negative duration, a naive datetime; nothing was paused.
+            StoreUnavailableError: The pause may be in force or not.
+        """
+        run = self._usable()
+        when = self._server_time_of(until)
+        in_force = definitions.throttle(run.runtime.connection.globals(), run.task.name, when)
+        run.runtime.emit(TaskThrottled(run.task.name, in_force))
+
+    def mark_completed(self, session: ClientSession | None = None) -> None:
+        """Complete the record now, inside the caller's transaction if one is given (B-36).
+
+        In a transaction the completion and your writes happen together or not at all; send it last, as
+        the open transaction holds the record. If it is rolled back, the handler's return or raise decides.
+
+        Args:
+            session: A session of the same replica set, with a transaction in progress or not.
+
+        Raises:
+            LeaseLostError: The record belongs to another run; abort what you are writing.
+            StoreUnavailableError: Unknown whether the record was completed.
+        """
+        run = self._usable()
+        transacted = session is not None and session.in_transaction
+        run.completing = run.completing or transacted
+        target = run.runtime.connection.records(run.task, client=session.client if session is not None else None)
+        outcome = Completed(run.elapsed, document_checked=run.document_checked)
+        records.settle(target, run.task, run.claim, outcome, session=session)
+        run.completed = run.completed or not transacted
+
+    def _usable(self) -> Run:
+        if self._run.ended:
+            raise ContextEndedError(
+                f"{self._run.claim.key}: the context was used after its handler had returned; nothing was done",
+            )
+        return self._run
+
+    def _server_time_of(self, until: Duration | datetime) -> datetime:
+        if isinstance(until, datetime):
+            if until.tzinfo is None:
+                raise ConfigurationError("delay", [f"expected an aware datetime, got {until!r}; add tzinfo=datetime.UTC"])
+            return until.astimezone(UTC)
+        delay: timedelta = parse_duration(until, name="delay")
+        return self._run.server_time() + delay

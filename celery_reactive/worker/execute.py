@@ -1,0 +1,158 @@
+"""One message's records: claim, call the handler, finalize. Read this first in `worker/`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+from pymongo.client_session import ClientSession
+
+from celery_reactive.core.message import Named
+from celery_reactive.core.outcome import Completed, Deferred, Errored, Exhausted, GivenBack, Outcome, Overtaken, Skipped
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.errors import TaskConditionFailedError
+from celery_reactive.events import RunStarted
+from celery_reactive.runtime import Runtime
+from celery_reactive.store import definitions, records
+from celery_reactive.store.definitions import Controls
+from celery_reactive.worker.context import TaskContext
+from celery_reactive.worker.finalize import failed_attempt, finalize
+from celery_reactive.worker.heartbeat import HEARTBEAT
+from celery_reactive.worker.run import Run
+
+logger = logging.getLogger(__name__)
+
+_COMPANY_SECONDS = 1.0
+"""Records of a message that have not started after this are given back: nobody waits behind a slow neighbour."""
+
+Body = Callable[[Run, TaskContext], Outcome]
+"""Runs one record's handler, in whatever Celery puts around it, and says what it came to."""
+
+
+def execute(
+    runtime: Runtime,
+    task: ReactiveTask,
+    named: Sequence[Named],
+    body: Body,
+    *,
+    token: str,
+    worker: str,
+) -> int:
+    """Run what is due of the records that one message names.
+
+    Args:
+        runtime: The application's parts.
+        task: The definition in this process's code.
+        named: Records of that task; a message is a hint, so any of them may have nothing to run.
+        body: Runs one record.
+        token: Proves this delivery's claims, also to the parent process.
+        worker: Name of this process, for people.
+
+    Returns:
+        Number of records run.
+
+    Raises:
+        StoreUnavailableError: Nothing was run; the planner dispatches the records again.
+    """
+    with runtime.connection.causal_session() as session:
+        controls = definitions.read(runtime.connection.globals(), task.name, session=session)
+        if controls.holds_back:
+            return 0
+        stored = controls.applied_to(task)
+        runs = _claim(runtime, stored, controls, named, token=token, worker=worker, session=session)
+        with HEARTBEAT.renewing(runs):
+            return _run_all(runs, body, session)
+
+
+def _claim(
+    runtime: Runtime,
+    task: ReactiveTask,
+    controls: Controls,
+    named: Sequence[Named],
+    *,
+    token: str,
+    worker: str,
+    session: ClientSession,
+) -> list[Run]:
+    sent = time.monotonic()
+    claims = records.claim(
+        runtime.connection.records(task),
+        [one.key for one in named],
+        token=token,
+        worker=worker,
+        lease=runtime.settings.visibility_timeout,
+        session=session,
+    )
+    return [Run(runtime, task, claim, sent=sent, collated=controls.collated) for claim in claims]
+
+
+def _run_all(runs: Sequence[Run], body: Body, session: ClientSession) -> int:
+    started = time.monotonic()
+    done = 0
+    for number, run in enumerate(runs):
+        if number and (time.monotonic() - started > _COMPANY_SECONDS or _is_held_back(run)):
+            _give_back(runs[number:])
+            break
+        if run.lease_lost:
+            # A process that was frozen must not go on with what it may no longer own.
+            HEARTBEAT.settled(run)
+            continue
+        _run(run, body, session)
+        done += 1
+    return done
+
+
+def _is_held_back(run: Run) -> bool:
+    return definitions.read(run.runtime.connection.globals(), run.task.name).holds_back
+
+
+def _give_back(runs: Sequence[Run]) -> None:
+    for run in runs:
+        HEARTBEAT.settled(run)
+        finalize(run, GivenBack())
+
+
+def _run(run: Run, body: Body, session: ClientSession) -> None:
+    run.runtime.emit(RunStarted(str(run.claim.key), run.claim.attempt))
+    outcome: Outcome
+    try:
+        outcome = body(run, TaskContext(run, session))
+    except BaseException as error:
+        # What ends the process (SystemExit, MemoryError) is a failed attempt first.
+        run.ended = True
+        finalize(run, failed_attempt(run, error))
+        raise
+    finally:
+        run.ended = True
+    finalize(run, outcome)
+    HEARTBEAT.settled(run)
+
+
+def outcome_of_return(run: Run) -> Outcome:
+    """Return the outcome of a handler that returned: what it asked of its context decides."""
+    if run.completed or run.completing:
+        return Completed(run.elapsed, document_checked=run.document_checked)
+    if run.overtaken is not None:
+        return Overtaken(run.overtaken, run.elapsed)
+    if run.deferral is not None:
+        return Deferred(run.deferral.until, hold=run.deferral.hold, duration=run.elapsed)
+    return Completed(run.elapsed, document_checked=run.document_checked)
+
+
+def outcome_of_error(run: Run, error: BaseException, *, retry_in: timedelta | None = None) -> Outcome:
+    """Return the outcome of a handler that raised; a read that found the values moved on still counts (B-33)."""
+    if run.completed:
+        return Completed(run.elapsed, document_checked=run.document_checked)
+    if isinstance(error, TaskConditionFailedError):
+        return outcome_of_condition(run, error)
+    failed: Errored | Exhausted = failed_attempt(run, error, retry_in=retry_in)
+    return failed
+
+
+def outcome_of_condition(run: Run, condition: TaskConditionFailedError) -> Outcome:
+    """Return the outcome of a handler that let the failed check end its run (B-32)."""
+    if run.overtaken is not None:
+        return Overtaken(run.overtaken, run.elapsed)
+    return Skipped(str(condition), run.elapsed, gone=run.gone, left=run.left)

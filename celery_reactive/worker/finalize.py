@@ -1,0 +1,125 @@
+"""The durable end of a run: one guarded statement, repeated while the lease may last (B-29)."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import traceback
+from datetime import timedelta
+from typing import assert_never
+
+from celery_reactive.core.outcome import (
+    Completed,
+    Deferred,
+    Errored,
+    Exhausted,
+    Failure,
+    GivenBack,
+    Outcome,
+    Overtaken,
+    Skipped,
+)
+from celery_reactive.core.states import RecordState
+from celery_reactive.errors import LeaseLostError, StatementFailedError, StoreUnavailableError
+from celery_reactive.events import (
+    Event,
+    LeaseLost,
+    RunDeferred,
+    RunFailed,
+    RunFinished,
+    RunGivenBack,
+    RunRetried,
+    RunSkipped,
+)
+from celery_reactive.store import records
+from celery_reactive.store.records import Settled
+from celery_reactive.worker.run import Run
+
+logger = logging.getLogger(__name__)
+
+_FIRST_WAIT_SECONDS = 0.1
+_LONGEST_WAIT_SECONDS = 2.0
+
+
+def finalize(run: Run, outcome: Outcome) -> Settled | None:
+    """Write *outcome*, and tell of it once it is durable.
+
+    Returns:
+        Where the record is now; None if the run no longer owns it and nothing was written.
+    """
+    try:
+        settled = _persist(run, outcome)
+    except StatementFailedError as error:
+        logger.warning("outcome cannot be stored, failing the attempt: %s", error, extra={"event": "unstorable"})
+        outcome = failed_attempt(run, error)
+        settled = _persist(run, outcome)
+    if settled is None:
+        run.lost = True
+        run.runtime.emit(LeaseLost(str(run.claim.key), run.claim.attempt))
+    else:
+        run.runtime.emit(_event(run, outcome, settled))
+    return settled
+
+
+def failed_attempt(run: Run, error: BaseException, *, retry_in: timedelta | None = None) -> Errored | Exhausted:
+    """Return the outcome of a failed attempt, by the task's retry policy (B-38, B-39).
+
+    Args:
+        run: The run.
+        error: What the handler raised.
+        retry_in: A wait that Celery's own `retry` asked for, instead of the policy's.
+    """
+    failure = Failure.of(error, "".join(traceback.format_exception(error)))
+    elapsed = run.elapsed
+    wait = run.task.retry_policy.next_wait(
+        run.claim.attempt,
+        failing_for=run.claim.failing_for(elapsed),
+        now=run.claim.now(elapsed),
+        random=random.random(),  # noqa: S311 -- jitter
+    )
+    if wait is None:
+        return Exhausted(failure, elapsed)
+    return Errored(failure, elapsed, wait if retry_in is None else retry_in)
+
+
+def _persist(run: Run, outcome: Outcome) -> Settled | None:
+    """Write *outcome*; a database that is away is waited for while the lease may last."""
+    target = run.runtime.connection.records(run.task)
+    wait = _FIRST_WAIT_SECONDS
+    in_doubt = run.completing or run.completed
+    while True:
+        try:
+            return records.settle(target, run.task, run.claim, outcome)
+        except LeaseLostError:
+            own = in_doubt and records.was_settled_by(target, run.claim.key, run.claim.token)
+            return Settled(RecordState.COMPLETED, None) if own else None
+        except StoreUnavailableError as error:
+            in_doubt = True
+            if run.lease_lost:
+                logger.warning("outcome not written, the lease is over: %s", error, extra={"event": "finalize_failed"})
+                return None
+            threading.Event().wait(wait)
+            wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
+
+
+def _event(run: Run, outcome: Outcome, settled: Settled) -> Event:
+    record, attempt = str(run.claim.key), run.claim.attempt
+    match outcome:
+        case Completed(duration=duration):
+            return RunFinished(record, attempt, settled.state, duration.total_seconds())
+        case Skipped(reason=reason):
+            return RunSkipped(record, attempt, reason)
+        case Deferred() | Overtaken():
+            return RunDeferred(record, attempt, settled.next_run_at, isinstance(outcome, Overtaken))
+        case GivenBack():
+            return RunGivenBack(record, attempt, "not started")
+        case Errored(error=error, duration=duration):
+            seconds = duration.total_seconds()
+            return RunRetried(record, attempt, error.message, seconds, settled.next_run_at)
+        case Exhausted(error=error, duration=duration):
+            if settled.state is RecordState.FAILED:
+                return RunFailed(record, attempt, error.message, duration.total_seconds())
+            return RunRetried(record, attempt, error.message, duration.total_seconds(), settled.next_run_at)
+        case _:
+            assert_never(outcome)

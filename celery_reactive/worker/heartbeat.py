@@ -1,0 +1,108 @@
+"""Renewal of leases while handlers run: one daemon thread per process, started at the first claim (B-23).
+
+A renewal that finds the token gone tells the run; so does the monotonic clock, when no renewal has
+been acknowledged for the length of the lease.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from celery_reactive.errors import ReactiveError
+from celery_reactive.events import LeaseLost
+from celery_reactive.store import records
+from celery_reactive.store.errors import time_limit
+from celery_reactive.worker.run import Run
+
+logger = logging.getLogger(__name__)
+
+_STATEMENT_LIMIT = timedelta(seconds=5)
+
+
+class Heartbeat:
+    """Renews what this process runs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._live: dict[int, Run] = {}
+        self._woken = threading.Event()
+        self._pid = 0
+
+    @contextmanager
+    def renewing(self, runs: Sequence[Run]) -> Iterator[None]:
+        """Renew the leases of *runs* inside the block."""
+        self._start()
+        with self._lock:
+            self._live.update((id(run), run) for run in runs)
+        self._woken.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                for run in runs:
+                    self._live.pop(id(run), None)
+
+    def settled(self, run: Run) -> None:
+        """Stop renewing *run*: its end has been written."""
+        with self._lock:
+            self._live.pop(id(run), None)
+
+    def _start(self) -> None:
+        if self._pid == os.getpid():
+            return
+        # A fork copies neither the thread nor, for certain, a usable lock.
+        self._lock, self._live, self._woken = threading.Lock(), {}, threading.Event()
+        self._pid = os.getpid()
+        threading.Thread(target=self._beat_forever, name="reactive-heartbeat", daemon=True).start()
+
+    def _beat_forever(self) -> None:
+        while True:
+            self._woken.wait()
+            with self._lock:
+                live = list(self._live.values())
+                if not live:
+                    self._woken.clear()
+                    continue
+            pause = min(run.runtime.settings.heartbeat.total_seconds() for run in live)
+            threading.Event().wait(pause)
+            with self._lock:
+                live = [run for run in self._live.values() if not run.lost]
+            for token in {run.claim.token for run in live}:
+                self._renew([run for run in live if run.claim.token == token])
+
+    def _renew(self, runs: Sequence[Run]) -> None:
+        due = [run for run in runs if not run.completing and not run.completed]
+        if not due:
+            return
+        first = due[0]
+        target: Any = first.runtime.connection.records(first.task)
+        lease = first.runtime.settings.visibility_timeout
+        sent = time.monotonic()
+        try:
+            with time_limit(_STATEMENT_LIMIT):
+                owned = records.renew(target, [run.claim.key for run in due], first.claim.token, lease)
+        except ReactiveError as error:
+            logger.warning("lease not renewed: %s", error, extra={"event": "renewal_failed"})
+            return
+        for run in due:
+            if run.claim.key.exact in owned:
+                run.renewed = sent
+            elif not self._has_ended(run):
+                run.lost = True
+                run.runtime.emit(LeaseLost(str(run.claim.key), run.claim.attempt))
+
+    def _has_ended(self, run: Run) -> bool:
+        """Whether *run* ended by itself while its renewal was on the way."""
+        with self._lock:
+            return id(run) not in self._live or run.completed or run.completing
+
+
+HEARTBEAT = Heartbeat()
+"""This process's."""

@@ -1,0 +1,61 @@
+"""One run of one record: what its context, its heartbeat and its end share.
+
+The context and the heartbeat write what they learn here; `execute` reads it when the handler has ended.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+
+from bson.raw_bson import RawBSONDocument
+
+from celery_reactive.core.outcome import Deferred
+from celery_reactive.core.record import Claim
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.runtime import Runtime
+
+
+class Run:
+    """The state of one run in the process that executes it."""
+
+    def __init__(self, runtime: Runtime, task: ReactiveTask, claim: Claim, *, sent: float, collated: bool) -> None:
+        self.runtime = runtime
+        self.task = task
+        self.claim = claim
+        self.collated = collated
+        """The watched collection compares strings under a collation of its own."""
+        self.started = time.monotonic()
+        self.renewed = sent
+        """When, on the monotonic clock, the last acknowledged claim or renewal was sent."""
+        self.lost = False
+        """The record belongs to somebody else now."""
+        self.ended = False
+        """The handler has returned; its context is of no use any more."""
+        self.deferral: Deferred | None = None
+        self.overtaken: RawBSONDocument | None = None
+        """`{"v": values}` that a read found moved on."""
+        self.document_checked = False
+        self.gone = False
+        self.left = False
+        self.completed = False
+        """`mark_completed` without a session is durable."""
+        self.completing = False
+        """`mark_completed` was sent in a transaction whose end this package does not see."""
+        self.celery_retry: float | None = None
+        """Seconds that Celery's own `retry` asked for."""
+
+    @property
+    def elapsed(self) -> timedelta:
+        """Time since the claim, by the monotonic clock."""
+        return timedelta(seconds=time.monotonic() - self.started)
+
+    @property
+    def lease_lost(self) -> bool:
+        """Whether the record may belong to somebody else: told by the server, or by this process's own clock."""
+        lease_seconds = self.runtime.settings.visibility_timeout.total_seconds()
+        return self.lost or time.monotonic() - self.renewed >= lease_seconds
+
+    def server_time(self) -> datetime:
+        """The server's time now, counted on from the claim."""
+        return self.claim.now(self.elapsed)
