@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from celery import Celery, Task, _state, shared_task
 from celery.local import PromiseProxy, Proxy
@@ -69,8 +69,10 @@ def _function_of(target: Any) -> Callable[..., Any] | None:
     if isinstance_unevaluated(target, (Proxy,)) and type(target) is not PromiseProxy:
         return None
     if isinstance(target, Task):
-        return getattr(target, "__wrapped__", None) or target.run
-    return target if callable(target) else None
+        wrapped: Callable[..., Any] = getattr(target, "__wrapped__", None) or target.run
+        return wrapped
+    function: Callable[..., Any] | None = target if callable(target) else None
+    return function
 
 
 def _provisional_name(function: Callable[..., Any] | None) -> str:
@@ -118,7 +120,7 @@ def _make_reactive(task: Task, options: dict[str, Any]) -> None:
             "__module__": type(task).__module__,
             "__doc__": type(task).__doc__,
             "reactive": definition,
-            "reactive_runtime": staticmethod(lambda: handle.runtime),
+            "reactive_parts": handle,
         },
     )
     task.__trace__ = tracer
@@ -130,9 +132,9 @@ class Reactive:
     `Reactive.of(app)` returns the one handle of an app; two apps in one process share nothing.
     """
 
-    def __new__(cls, app: Celery) -> Reactive:
+    def __new__(cls, app: Celery) -> Self:
         """Return the handle of *app*, made at the first call."""
-        handle: Reactive | None = app.__dict__.get(_HANDLE)
+        handle: Self | None = app.__dict__.get(_HANDLE)
         if handle is None:
             handle = super().__new__(cls)
             handle._initialize(app)
@@ -175,7 +177,7 @@ class Reactive:
 
     def _make_runtime(self) -> Runtime:
         conf = self._app.conf
-        settings = Settings.load(lambda key: conf.get(key), self._setting_names())
+        settings = Settings.load(conf.get, self._setting_names())
         return Runtime(
             settings=settings,
             registry=self._registry,
@@ -219,6 +221,6 @@ def _imported(key: str, named: Any) -> Any:
     if not isinstance(named, str):
         return named
     try:
-        return symbol_by_name(named)
+        return symbol_by_name(named)  # type: ignore[no-untyped-call]
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(key, [f"expected the import path of a callable, got {named!r}: {error}"]) from error

@@ -20,6 +20,7 @@ from celery_reactive.errors import ConfigurationError
 
 _PREFIX = "reactive_"
 _URL_VARIABLE = "CELERY_REACTIVE_MONGODB_URL"
+_DEFAULT_URL = "mongodb://localhost:27017"
 _MIN_LEASE = timedelta(seconds=1)
 
 
@@ -27,7 +28,7 @@ _MIN_LEASE = timedelta(seconds=1)
 class Settings:
     """Every `reactive_*` setting, checked. Field docs give unit, default and reason."""
 
-    mongodb_url: str = dataclasses.field(default="mongodb://localhost:27017", repr=False)
+    mongodb_url: str = dataclasses.field(default=_DEFAULT_URL, repr=False)
     """Connection string; its database is the default database."""
     mongodb_client: Callable[[], Any] | None = None
     """Makes the client instead; called once in each process, after the fork."""
@@ -83,11 +84,12 @@ class Settings:
         Raises:
             ConfigurationError: Lists everything that is wrong; nothing was started.
         """
-        problems: list[str] = []
         known = [f"{_PREFIX}{field.name}" for field in dataclasses.fields(cls)]
-        for name in sorted(set(names)):
-            if name.startswith(_PREFIX) and name not in known:
-                problems.append(f"{name}: unknown setting{did_you_mean(name, known)}")
+        problems = [
+            f"{name}: unknown setting{did_you_mean(name, known)}"
+            for name in sorted(set(names))
+            if name.startswith(_PREFIX) and name not in known
+        ]
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             key = f"{_PREFIX}{field.name}"
@@ -100,7 +102,7 @@ class Settings:
                 problems.append(str(error))
         if problems:
             raise ConfigurationError("settings", problems)
-        values.setdefault("mongodb_url", environ.get(_URL_VARIABLE) or cls.mongodb_url)
+        values.setdefault("mongodb_url", environ.get(_URL_VARIABLE) or _DEFAULT_URL)
         values.setdefault("instance_id", f"{socket.gethostname()}-{secrets.token_hex(4)}")
         return cls(**values)
 

@@ -8,7 +8,6 @@ the top of this package: that module imports this one while it loads its plug-in
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from typing import Any
 
 import click
@@ -54,4 +53,4 @@ def _standalone() -> click.Group:
         invoke_without_command=True,
     )
     group = traceback_option(group)
-    return click.version_option(version("celery-reactive"), prog_name="celery-reactive")(group)
+    return click.version_option(package_name="celery-reactive", prog_name="celery-reactive")(group)

@@ -1,4 +1,4 @@
-"""What becomes of a run whose worker was lost (B-28): decided alike by the leader and by the worker's parent process."""
+"""What becomes of a run whose worker was lost (B-28): for the leader and the worker's parent process alike."""
 
 from __future__ import annotations
 

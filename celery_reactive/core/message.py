@@ -31,11 +31,10 @@ class MessageError(ValueError):
     """A message carries the header but cannot be read; nothing was claimed."""
 
 
-def message_for(task: str, *, namespace: str, due: Sequence[Due], max_attempts: int | None) -> dict[str, Any]:
+def message_for(*, namespace: str, due: Sequence[Due], max_attempts: int | None) -> dict[str, Any]:
     """Return the options of `apply_async` for a message that names the records *due*.
 
     Args:
-        task: Name of the reactive task.
         namespace: `database.collection`, part of Celery's ids.
         due: One or more records.
         max_attempts: Of the task's retry policy, for people.
@@ -72,23 +71,22 @@ def _header(request: Mapping[str, Any]) -> Any:
     return header if header is not None else (request.get("headers") or {}).get(HEADER)
 
 
-def unpack(task: str, request: Mapping[str, Any], args: object) -> list[Named]:
+def unpack(task: str, request: Mapping[str, Any], args: Any) -> list[Named]:
     """Return the records that a message names.
 
     Raises:
         MessageError: It cannot be read.
     """
     header = _header(request)
+    version = header.get("v") if isinstance(header, Mapping) else None
+    if version != _VERSION:
+        raise MessageError(f"expected message version {_VERSION} for {task}, got {version!r}; upgrade this worker")
     try:
-        if header["v"] != _VERSION:
-            raise MessageError(f"expected message version {_VERSION}, got {header['v']!r}; upgrade this worker")
-        (ids,) = args  # type: ignore[misc]
+        (ids,) = args
         named = [
             Named(RecordKey(task, id_from_text(text)), int(cycle))
             for text, cycle in zip(ids, header["cycles"], strict=True)
         ]
-    except MessageError:
-        raise
     except (TypeError, ValueError, KeyError) as error:
         raise MessageError(f"a message for {task} cannot be read: {error}") from error
     if not named:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import bson
-from bson import json_util
+from bson import Timestamp, json_util
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.raw_bson import RawBSONDocument
@@ -19,6 +19,7 @@ CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
 )
 """How this package decodes BSON: aware UTC datetimes, standard UUIDs, `DatetimeMS` beyond Python's range (B-31)."""
+
 
 def _ejson(mode: int) -> json_util.JSONOptions:
     return json_util.JSONOptions(
@@ -116,8 +117,8 @@ class Claim:
     """`{"v": lastObservedValues}`, undecoded, so that what is compared is what is stored."""
     generation: int
     """Generation of the definition under which the values were observed."""
-    cluster_time: Any
-    """A `bson.Timestamp` known before any read of this run is sent."""
+    cluster_time: Timestamp
+    """Known before any read of this run is sent."""
 
     def now(self, elapsed: timedelta) -> datetime:
         """Return the server's time *elapsed* after the claim."""

@@ -72,14 +72,27 @@ PLAN = Transition(
 )
 LEAVE = Transition("leave", frozenset({RecordState.PENDING}), RecordState.COMPLETED)
 CLAIM = Transition("claim", frozenset({RecordState.PENDING}), RecordState.PROCESSING)
-_CLAIMED = {"needs_claim": True, "target_if_waiting": RecordState.PENDING, "target_if_off": RecordState.COMPLETED}
-COMPLETE = Transition("complete", RUNNING, RecordState.COMPLETED, **_CLAIMED)
-SKIP = Transition("skip", RUNNING, RecordState.COMPLETED, **_CLAIMED)
-FAIL = Transition("fail", RUNNING, RecordState.FAILED, **_CLAIMED)
-RETRY = Transition("retry", RUNNING, RecordState.PENDING, **_CLAIMED)
-DEFER = Transition("defer", RUNNING, RecordState.PENDING, **_CLAIMED)
-GIVE_BACK = Transition("give back", RUNNING, RecordState.PENDING, **_CLAIMED)
-OVERTAKE = Transition("overtake", RUNNING, RecordState.PENDING, **_CLAIMED)
+
+
+def _ending(name: str, target: RecordState) -> Transition:
+    """A way a run ends: needs its claim; what waits, or a document that is off, decides first."""
+    return Transition(
+        name,
+        RUNNING,
+        target,
+        target_if_waiting=RecordState.PENDING,
+        target_if_off=RecordState.COMPLETED,
+        needs_claim=True,
+    )
+
+
+COMPLETE = _ending("complete", RecordState.COMPLETED)
+SKIP = _ending("skip", RecordState.COMPLETED)
+FAIL = _ending("fail", RecordState.FAILED)
+RETRY = _ending("retry", RecordState.PENDING)
+DEFER = _ending("defer", RecordState.PENDING)
+GIVE_BACK = _ending("give back", RecordState.PENDING)
+OVERTAKE = _ending("overtake", RecordState.PENDING)
 RETRY_BY_HAND = Transition(
     "retry by hand",
     FINAL | RUNNING | {RecordState.PENDING},

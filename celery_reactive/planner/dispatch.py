@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 
 from celery import Celery
-from kombu import Connection as BrokerConnection
-from kombu import Producer
+from kombu.connection import Connection as BrokerConnection
 from kombu.exceptions import OperationalError
+from kombu.messaging import Producer
 
 from celery_reactive.core.message import message_for
 from celery_reactive.core.record import Due, RecordKey
@@ -78,7 +78,6 @@ class Publisher:
         """
         celery_task = self._app.tasks[self._runtime.registry.celery_name(task.name)]
         message = message_for(
-            task.name,
             namespace=self._runtime.connection.namespace(task),
             due=due,
             max_attempts=task.retry_policy.max_attempts,
@@ -93,7 +92,7 @@ class Publisher:
         """Close the connection; the next message opens another."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            connection.release()
+            connection.release()  # type: ignore[no-untyped-call]
 
     def _open(self) -> Producer:
         if self._producer is None:

@@ -10,10 +10,9 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bson import Timestamp
-from pymongo.client_session import ClientSession
 
 from celery_reactive.core.changes import concerns
 from celery_reactive.core.record import RecordKey
@@ -25,6 +24,9 @@ from celery_reactive.store import records, unplanned
 from celery_reactive.store.change_stream import Change, ChangeKind
 from celery_reactive.store.errors import time_limit
 from celery_reactive.store.unplanned import Reason
+
+if TYPE_CHECKING:
+    from pymongo.client_session import ClientSession
 
 logger = logging.getLogger(__name__)
 

@@ -61,7 +61,11 @@ def check(runtime: Runtime, publisher: Publisher) -> list[ReactiveTask]:
             fit.append(task)
         except ConfigurationError as error:
             problems.append(str(error))
-            logger.error("task refused: %s", error, extra={"event": "task_refused", "task": task.name})
+            logger.error(  # noqa: TRY400 -- the message says it all
+                "task refused: %s",
+                error,
+                extra={"event": "task_refused", "task": task.name},
+            )
     if not fit:
         raise ConfigurationError("every task was refused", problems)
     return fit

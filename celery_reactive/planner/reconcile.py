@@ -12,8 +12,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bson import Timestamp
-
 from celery_reactive.core.record import RecordKey
 from celery_reactive.events import ReconciliationFinished, ReconciliationStarted
 from celery_reactive.planner.plan import PlannedTask, Planning
@@ -75,7 +73,7 @@ class Reconciler:
         with self._runtime.connection.causal_session() as session:
             start = server.cluster_time(source.database, session)
             while not self._ended.is_set():
-                at: Timestamp = session.operation_time
+                at = server.known_time(session)
                 page = scans.next_documents(source, after, limit=self._page_size, session=session)
                 if not page:
                     break
@@ -95,7 +93,7 @@ class Reconciler:
         with connection.causal_session() as session:
             server.cluster_time(source.database, session)
             while not self._ended.is_set():
-                at: Timestamp = session.operation_time
+                at = server.known_time(session)
                 page = scans.next_records(target, task.definition.name, after, limit=self._page_size, session=session)
                 if not page:
                     break

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 
+from bson import ObjectId
+
 from celery_reactive.errors import StoreUnavailableError
 from celery_reactive.events import HistoryLost, StreamFailed, StreamOpened
 from celery_reactive.planner.plan import PlannedTask, Planning
@@ -176,7 +178,7 @@ class Watcher:
         self._stored_at = time.monotonic()
         self._stored_is_current = True
 
-    def _replica_set(self) -> object:
+    def _replica_set(self) -> ObjectId | None:
         return server.replica_set_id(self._runtime.connection.database(self._database))
 
     def _covers(self) -> frozenset[tuple[str, int]]:

@@ -77,6 +77,7 @@ class Connection:
         make: Callable[[], MongoClient[Document]] | None = self._settings.mongodb_client
         if make is not None and not overrides:
             return make()
+        options: dict[str, Any] = {**_TIMEOUTS_MS, **overrides}
         with translating():
             return MongoClient(
                 self._settings.mongodb_url,
@@ -85,7 +86,7 @@ class Connection:
                 uuidRepresentation="standard",
                 datetime_conversion="DATETIME_AUTO",
                 retryWrites=True,
-                **{**_TIMEOUTS_MS, **overrides},
+                **options,
             )
 
     def database(self, name: str | None = None) -> Database[Document]:

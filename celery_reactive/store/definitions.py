@@ -197,7 +197,7 @@ def throttle(globals_: Globals, task: str, until: datetime) -> datetime:
     Returns:
         The time in force now.
     """
-    stored = globals_.find_one_and_update(
+    stored: Any = globals_.find_one_and_update(
         {"_id": _id(task)},
         [{"$set": {"task": {"$literal": task}, "throttledUntil": {"$max": ["$throttledUntil", until]}}}],
         upsert=True,

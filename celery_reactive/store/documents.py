@@ -70,13 +70,9 @@ def read(
     raw = source.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
     own: dict[str, Any] = {"_id": claim.key.doc_id}
     matching = {"$and": [own, task.filter.query]}
-    if collated:
-        # The filter is asked under the collection's collation, the values are compared under the simple one.
-        found = raw.find_one(matching, projection=["_id"], session=session) and own
-    else:
-        found = matching
-    if found is not None:
-        pipeline = _pipeline(found, task, claim, projection)
+    # The filter is asked under the collection's collation, the values are compared under the simple one.
+    if not collated or raw.find_one(matching, projection=["_id"], session=session) is not None:
+        pipeline = _pipeline(own if collated else matching, task, claim, projection)
         answer = next(raw.aggregate(pipeline, session=session, collation=_SIMPLE, **options), None)
         if answer is not None:
             return _answer(answer, source)

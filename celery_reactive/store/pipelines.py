@@ -58,6 +58,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HISTORY_ERROR_BYTES = 1024
 _PAST_DEFERRAL = timedelta(seconds=1)
 _NOW = "$$NOW"
+_TRUE: Expression = True
+_FALSE: Expression = False
 _REMOVE = "$$REMOVE"
 
 
@@ -195,7 +197,7 @@ def apply_observation(
     accepted = {"$and": [{"$gte": ["$$new._r.at", "$_r.at"]}, {"$gte": ["$$new._r.gen", "$_r.gen"]}]}
     newer = {"$and": [accepted, {"$gt": ["$$new._r.at", "$_r.at"]}]}
     different = {"$ne": ["$lastObservedValues", "$$new.lastObservedValues"]}
-    reentered = {"$or": [_flag("gone"), {"$and": [_flag("left"), True if reentry_runs else _flag("skipped")]}]}
+    reentered = {"$or": [_flag("gone"), {"$and": [_flag("left"), _TRUE if reentry_runs else _flag("skipped")]}]}
     first_event = {"$and": [live, newer, _flag("unrun")]}
     first_change = {"$ifNull": ["$_r.changedAt", _NOW]}
     due = _after(debounce)
@@ -236,7 +238,7 @@ def apply_observation(
                     "gen": _if("$_r.plan.accepted", "$$new._r.gen", "$_r.gen"),
                     "changedAt": _if(run, first_change, "$_r.changedAt"),
                     "wakeAt": _if(waits, next_run, "$_r.wakeAt"),
-                    "sent": _if(waits, False, "$_r.sent"),
+                    "sent": _if(waits, _FALSE, "$_r.sent"),
                     "dispatches": _if(waits, 0, "$_r.dispatches"),
                     "cycle": _if({"$and": [run, _state_in(FINAL)]}, {"$add": ["$_r.cycle", 1]}, "$_r.cycle"),
                     "deferrals": _if(run, 0, "$_r.deferrals"),
@@ -299,10 +301,10 @@ def _skip_fields(condition: Expression, reason: str, history_limit: int) -> dict
         "completedAt": _if(condition, _NOW, "$completedAt"),
         "executionHistory": _if(condition, skipped, "$executionHistory"),
         "_r.wakeAt": _if(condition, None, "$_r.wakeAt"),
-        "_r.sent": _if(condition, False, "$_r.sent"),
+        "_r.sent": _if(condition, _FALSE, "$_r.sent"),
         "_r.changedAt": _if(condition, None, "$_r.changedAt"),
-        "_r.skipped": _if(condition, True, "$_r.skipped"),
-        "_r.fresh": _if(condition, True, "$_r.fresh"),
+        "_r.skipped": _if(condition, _TRUE, "$_r.skipped"),
+        "_r.fresh": _if(condition, _TRUE, "$_r.fresh"),
     }
 
 
@@ -593,7 +595,7 @@ def retry_by_hand() -> list[Stage]:
                 "_r.forced": True,
                 "_r.held": _REMOVE,
                 "_r.wakeAt": _if(_IS_RUNNING, "$_r.wakeAt", _NOW),
-                "_r.sent": _if(_IS_RUNNING, "$_r.sent", False),
+                "_r.sent": _if(_IS_RUNNING, "$_r.sent", _FALSE),
                 "_r.dispatches": _if(_IS_RUNNING, "$_r.dispatches", 0),
                 "_r.cycle": {"$add": ["$_r.cycle", _if(_IS_RUNNING, 0, 1)]},
             },

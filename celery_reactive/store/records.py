@@ -27,6 +27,7 @@ from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import LeaseLostError
 from celery_reactive.store import pipelines
 from celery_reactive.store.errors import translated
+from celery_reactive.store.server import known_time
 
 Records = Collection[dict[str, Any]]
 
@@ -253,7 +254,7 @@ def seconds_until_next_wake(records: Records, task: str) -> float | None:
     """Return the seconds, by the server's clock, until a pending record of *task* is due or overdue; None: never."""
     waits: list[float] = []
     for sent in (False, True):
-        pipeline = [
+        pipeline: list[dict[str, Any]] = [
             {
                 "$match": {
                     "task": task,
@@ -354,7 +355,7 @@ def _claim(task: str, record: RawBSONDocument, session: ClientSession) -> Claim:
         deferrals=int(books["deferrals"]),
         observed=RawBSONDocument(bson.encode({"v": record["lastObservedValues"]}, codec_options=CODEC)),
         generation=int(books["gen"]),
-        cluster_time=session.operation_time,
+        cluster_time=known_time(session),
     )
 
 

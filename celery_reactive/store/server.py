@@ -12,11 +12,12 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from celery_reactive.core.task import ReactiveTask
-from celery_reactive.errors import ConfigurationError, NotAReplicaSetError, ServerTooOldError
+from celery_reactive.errors import ConfigurationError, NotAReplicaSetError, ServerTooOldError, StoreUnavailableError
 from celery_reactive.store.errors import translated
 
 _OLDEST = (6, 0)
 _UNAUTHORIZED = 13
+_REMEDY = "start mongod with --replSet rs0 and run rs.initiate() once (a replica set of one member is enough)"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,10 +50,7 @@ def check(database: Database[Any], *, shown_url: str) -> Server:
     if "setName" not in hello:
         raise NotAReplicaSetError(
             shown_url,
-            [
-                "expected a replica set, got a standalone server, which has no change streams; start mongod with "
-                "--replSet rs0 and run rs.initiate() once (a replica set of one member is enough)",
-            ],
+            [f"expected a replica set, got a standalone server, which has no change streams; {_REMEDY}"],
         )
     return Server(version, hello["setName"])
 
@@ -74,7 +72,15 @@ def replica_set_id(database: Database[Any]) -> ObjectId | None:
 def cluster_time(database: Database[Any], session: ClientSession) -> Timestamp:
     """Return a cluster time known now; what *session* reads from here on is not older."""
     database.command("ping", session=session)
-    return session.operation_time
+    return known_time(session)
+
+
+def known_time(session: ClientSession) -> Timestamp:
+    """Return the newest cluster time that *session* has been told; what it reads next is not older."""
+    known = session.operation_time
+    if known is None:
+        raise StoreUnavailableError("the server told no cluster time; is it a replica set?")
+    return known
 
 
 @translated

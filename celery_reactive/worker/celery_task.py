@@ -16,7 +16,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from billiard.einfo import ExceptionInfo
 from celery import Task
@@ -41,6 +41,15 @@ logger = logging.getLogger(__name__)
 TOKEN = "reactive_token"  # noqa: S105 -- a header's name
 """Header in which the worker's parent process passes the claim's token to its child."""
 
+
+class RuntimeOf(Protocol):
+    """Whoever knows an app's parts: its handle, or what stands for it in a test."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """The app's parts."""
+
+
 Tracer = Callable[[str, Any, Any, Any], Any]
 
 
@@ -55,7 +64,7 @@ class _Current(threading.local):
 _current = _Current()
 
 
-class ReactiveMixin(Task):  # type: ignore[misc]
+class ReactiveMixin(Task):
     """Laid over the class of a reactive task."""
 
     abstract = True
@@ -63,8 +72,13 @@ class ReactiveMixin(Task):  # type: ignore[misc]
 
     reactive: ClassVar[ReactiveTask]
     """The definition."""
-    reactive_runtime: ClassVar[Callable[[], Runtime]]
-    """Returns the app's parts."""
+    reactive_parts: ClassVar[RuntimeOf]
+    """Makes the app's parts at the first use."""
+
+    @property
+    def reactive_runtime(self) -> Runtime:
+        """The app's parts."""
+        return self.reactive_parts.runtime
 
     @property
     def __trace__(self) -> Tracer | None:
@@ -98,11 +112,9 @@ class ReactiveMixin(Task):  # type: ignore[misc]
         """As Celery's, but through the record: a failed attempt with that countdown, no second message (B-40)."""
         run = _current.run
         if run is None:
-            return super().retry(  # type: ignore[no-any-return]
-                args, kwargs, exc, throw, eta, countdown, max_retries, **options
-            )
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         if max_retries is not None and run.claim.attempt > max_retries:
-            raise exc or MaxRetriesExceededError(f"can't retry {self.name}[{run.claim.key}] more than {max_retries} times")
+            raise exc or MaxRetriesExceededError(f"can't retry {run.claim.key} more than {max_retries} times")
         if eta is not None:
             countdown = max(0.0, (eta - run.server_time()).total_seconds())
         run.celery_retry = countdown
@@ -128,7 +140,7 @@ class ReactiveMixin(Task):  # type: ignore[misc]
         try:
             named = unpack(self.reactive.name, request, args)
             execute(
-                self.reactive_runtime(),
+                self.reactive_runtime,
                 self.reactive,
                 named,
                 body,
@@ -177,6 +189,7 @@ class ReactiveMixin(Task):  # type: ignore[misc]
     def _run_record(self, run: Run, context: TaskContext) -> None:
         """Call the handler; tell the tracer, by what is raised, what Celery shall make of it."""
         outer, _current.run = _current.run, run
+        cause: BaseException | None = None
         try:
             self._call_handler(run, context)
         except MemoryError:
@@ -184,7 +197,7 @@ class ReactiveMixin(Task):  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 -- the user's code may raise anything
             cause, outcome = self._outcome_of(run, error)
         else:
-            cause, outcome = None, outcome_of_return(run)
+            outcome = outcome_of_return(run)
         finally:
             _current.run = outer
         _current.outcome = outcome
@@ -218,8 +231,7 @@ class ReactiveMixin(Task):  # type: ignore[misc]
             case Errored(retry_in=wait):
                 raise Retry(exc=_plain(cause), when=wait.total_seconds()) from cause
             case Exhausted():
-                assert cause is not None  # noqa: S101 -- an exhausted run has raised
-                raise _plain(cause)
+                raise _plain(cause) or RuntimeError(outcome.error.message)
 
     def _call_handler(self, run: Run, context: TaskContext) -> None:
         caller = run.runtime.task_caller
@@ -238,7 +250,7 @@ class ReactiveMixin(Task):  # type: ignore[misc]
         return call
 
     def _call_as_celery_would(self, *args: Any, **kwargs: Any) -> Any:
-        """A user's own call: in a worker the tracer has pushed a request already, elsewhere Celery pushes a blank one."""
+        """A user's own call: in a worker the tracer has pushed a request, elsewhere Celery pushes a blank one."""
         if self._has_own_call() or self.request.called_directly:
             return super().__call__(*args, **kwargs)
         return self.run(*args, **kwargs)
@@ -272,10 +284,9 @@ def _plain(cause: BaseException | None) -> BaseException | None:
 
 def _nothing_to_tell() -> Any:
     """Celery's result for a message that leaves nothing to report: no event, no result, acknowledged."""
-    try:
-        raise Ignore("nothing to report for this message")
-    except Ignore as ignored:
-        return trace_ok_t(ExceptionInfo(internal=True), TraceInfo(IGNORED, ignored), 0.0, None)
+    ignored = Ignore("nothing to report for this message")
+    info = ExceptionInfo((Ignore, ignored, None), internal=True)
+    return trace_ok_t(info, TraceInfo(IGNORED, ignored), 0.0, None)
 
 
 class _Loops(threading.local):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bson
 from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient
-from pymongo.client_session import ClientSession
 
 from celery_reactive.core.duration import Duration, parse_duration
 from celery_reactive.core.outcome import Completed, Deferred
@@ -18,6 +16,10 @@ from celery_reactive.events import ContextMisused, TaskThrottled
 from celery_reactive.store import definitions, documents, records
 from celery_reactive.store.documents import Gone, Left, MovedOn, Read
 from celery_reactive.worker.run import Run
+
+if TYPE_CHECKING:
+    from pymongo import MongoClient
+    from pymongo.client_session import ClientSession
 
 
 class ContextEndedError(ReactiveError):
@@ -198,7 +200,8 @@ class TaskContext:
     def _server_time_of(self, until: Duration | datetime) -> datetime:
         if isinstance(until, datetime):
             if until.tzinfo is None:
-                raise ConfigurationError("delay", [f"expected an aware datetime, got {until!r}; add tzinfo=datetime.UTC"])
+                problem = f"expected an aware datetime, got {until!r}; add tzinfo=datetime.UTC"
+                raise ConfigurationError("delay", [problem])
             return until.astimezone(UTC)
         delay: timedelta = parse_duration(until, name="delay")
         return self._run.server_time() + delay

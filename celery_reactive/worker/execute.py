@@ -6,8 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-
-from pymongo.client_session import ClientSession
+from typing import TYPE_CHECKING
 
 from celery_reactive.core.message import Named
 from celery_reactive.core.outcome import Completed, Deferred, Errored, Exhausted, GivenBack, Outcome, Overtaken, Skipped
@@ -21,6 +20,9 @@ from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.finalize import failed_attempt, finalize
 from celery_reactive.worker.heartbeat import HEARTBEAT
 from celery_reactive.worker.run import Run
+
+if TYPE_CHECKING:
+    from pymongo.client_session import ClientSession
 
 logger = logging.getLogger(__name__)
 

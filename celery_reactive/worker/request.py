@@ -35,7 +35,7 @@ _DYING = timedelta(seconds=2)
 Decision = Callable[[ReactiveTask, Lease], Outcome]
 
 
-class ReactiveRequest(Request):  # type: ignore[misc]
+class ReactiveRequest(Request):
     """A delivery of a message to a reactive task; a user's own call behaves as Celery's."""
 
     def __init__(self, message: Any, **options: Any) -> None:
@@ -62,7 +62,7 @@ class ReactiveRequest(Request):  # type: ignore[misc]
         """Revoked or terminated: the record fails, or it would be dispatched again for ever (B-40)."""
         if self._is_reactive:
             error = Failure(f"the Celery task was {reason}", "TaskRevokedError")
-            self._end(lambda task, lease: Exhausted(error, lease.now - lease.started_at))
+            self._end(lambda _task, lease: Exhausted(error, lease.now - lease.started_at))
             self._revoke(error)
         super()._announce_revoked(reason, terminated, signum, expired)
 
@@ -98,7 +98,7 @@ class ReactiveRequest(Request):  # type: ignore[misc]
         definition: ReactiveTask = self.task.reactive
         try:
             named = unpack(definition.name, self._request_dict, self._args)
-            with self.task.reactive_runtime().briefly_connected() as runtime:
+            with self.task.reactive_runtime.briefly_connected() as runtime:
                 action(runtime, definition, [one.key for one in named])
         except MessageError:
             return
