@@ -284,9 +284,13 @@ def _plain(cause: BaseException | None) -> BaseException | None:
 
 def _nothing_to_tell() -> Any:
     """Celery's result for a message that leaves nothing to report: no event, no result, acknowledged."""
-    ignored = Ignore("nothing to report for this message")
-    info = ExceptionInfo((Ignore, ignored, None), internal=True)
-    return trace_ok_t(info, TraceInfo(IGNORED, ignored), 0.0, None)
+    try:
+        raise _NOTHING  # an `ExceptionInfo` needs a traceback
+    except Ignore:
+        return trace_ok_t(ExceptionInfo(internal=True), TraceInfo(IGNORED, _NOTHING), 0.0, None)
+
+
+_NOTHING = Ignore("nothing to report for this message")
 
 
 class _Loops(threading.local):
