@@ -6,6 +6,7 @@ command lets errors through. No message may show a password.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -70,7 +71,7 @@ def redact(text: str, urls: Iterable[str] = ()) -> str:
     """Return *text* without the user and password of any URL in it, and without the passwords of *urls* anywhere."""
     for url in urls:
         for secret in _secrets_of(url):
-            text = text.replace(secret, _MASK)
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", _MASK, text)
     return _USERINFO.sub(f"{_MASK}@", text)
 
 
@@ -91,17 +92,23 @@ def _store_away(error: StoreUnavailableError, handle: Reactive | None) -> str:
 
 
 def _secrets_of(url: str) -> list[str]:
+    """Return what of *url* must not be shown: the password, also as the driver may have torn it apart.
+
+    A reserved character that should have been escaped makes a driver take a part of the password for a host.
+    """
     userinfo, at, _ = url.partition("://")[2].rpartition("@")
     password = userinfo.partition(":")[2] if at else ""
-    return [secret for secret in {password, unquote(password)} if secret]
+    parts = re.split(r"[@/:?]", password)
+    return sorted({secret for secret in (password, unquote(password), *parts) if secret}, key=len, reverse=True)
 
 
 def _urls_of(handle: Reactive | None) -> list[str]:
     if handle is None:
         return []
     conf = handle.app.conf
-    addresses = [handle.runtime.settings.mongodb_url, conf.broker_url, conf.broker_write_url, conf.result_backend]
-    return [url for address in addresses if isinstance(address, str) for url in address.split(";")]
+    databases = [conf.get("reactive_mongodb_url"), os.environ.get("CELERY_REACTIVE_MONGODB_URL")]
+    brokers = [conf.broker_url, conf.broker_read_url, conf.broker_write_url, conf.result_backend]
+    return [url for address in (*databases, *brokers) if isinstance(address, str) for url in address.split(";")]
 
 
 def _handle_of(ctx: click.Context) -> Reactive | None:

@@ -17,14 +17,13 @@ from celery.bin.base import LOG_LEVEL
 
 from celery_reactive.cli import logs
 from celery_reactive.cli.project import open_project
-from celery_reactive.planner import process
-from celery_reactive.planner.dispatch import Publisher
+from celery_reactive.planner.process import DEFAULT_GROUP
 
 _INTERRUPTED = 1
 
 
 @click.command()
-@click.option("--group", default=process.DEFAULT_GROUP, show_default=True, help="The planner group to stand for.")
+@click.option("--group", default=DEFAULT_GROUP, show_default=True, help="The planner group to stand for.")
 @click.option("-l", "--loglevel", default="INFO", show_default=True, type=LOG_LEVEL, help="Least level logged.")
 @click.option("-f", "--logfile", type=click.Path(dir_okay=False), help="Where to log; default: stderr.")
 @click.pass_context
@@ -39,7 +38,7 @@ def planner(ctx: click.Context, group: str, loglevel: int, logfile: str | None) 
     stop = threading.Event()
     _stop_on_signals(stop)
     with ThreadPoolExecutor(1, thread_name_prefix="reactive-planner") as planning:
-        planning.submit(process.run, handle.runtime, Publisher(handle.app, handle.runtime), stop, group=group).result()
+        planning.submit(handle.run_planner, stop, group=group).result()
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

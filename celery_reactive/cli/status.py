@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from celery import Celery
+from kombu.exceptions import OperationalError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -66,7 +67,7 @@ def ping(app: Celery) -> tuple[str, ...] | None:
         with connection:
             connection.ensure_connection(max_retries=1, timeout=_CONNECT_SECONDS)
             replies = app.control.ping(timeout=_PING_SECONDS, connection=connection)
-    except (OSError, *connection.connection_errors, *connection.channel_errors):
+    except (OSError, OperationalError, *connection.connection_errors, *connection.channel_errors):
         return None
     return tuple(sorted(name for reply in replies for name in reply))
 

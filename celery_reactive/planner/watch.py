@@ -52,6 +52,7 @@ class Watcher:
             runtime.connection.database(database),
             {task.definition.collection for task in planning.tasks},
             batch_size=runtime.settings.batch_size,
+            wake_collection=runtime.settings.globals_collection,
         )
         self._position: Position | None = None
         self._stored_at = 0.0
@@ -149,7 +150,8 @@ class Watcher:
     def _plan(self, batch: Batch) -> None:
         assert self._position is not None  # noqa: S101 -- set before the first read
         if batch.changes:
-            if self._planning.plan_changes(batch.changes, at=batch.at):
+            planned = self._planning.plan_changes(batch.changes, at=batch.at)
+            if planned or any(change.kind is ChangeKind.WOKEN for change in batch.changes):
                 self._on_planned()
             self._heed_upheavals(batch.changes)
         self._position = Position(batch.token, batch.at, self._position.replica_set, self._position.covers)

@@ -21,6 +21,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
 from celery_reactive.core.record import CODEC
+from celery_reactive.store import wake
 from celery_reactive.store.errors import translated
 
 _LOST_HISTORY = frozenset({9, 15, 136, 260, 280, 286, 40647, 50810, 50811})
@@ -42,6 +43,8 @@ class ChangeKind(StrEnum):
     COLLECTION_MADE = "collection_made"
     """Renamed to the watched name: its documents sent no events."""
     DATABASE_GONE = "database_gone"
+    WOKEN = "woken"
+    """Somebody made a record due that no change tells of."""
 
 
 _KINDS = {
@@ -82,8 +85,16 @@ class Batch:
 class ChangeStream:
     """An open change stream of one database."""
 
-    def __init__(self, database: Database[Any], collections: Iterable[str], *, batch_size: int) -> None:
+    def __init__(
+        self,
+        database: Database[Any],
+        collections: Iterable[str],
+        *,
+        batch_size: int,
+        wake_collection: str = "",
+    ) -> None:
         self._database = database
+        self._wake_collection = wake_collection
         self._collections = sorted(collections)
         self._batch_size = batch_size
         self._session: ClientSession | None = None
@@ -163,6 +174,7 @@ class ChangeStream:
                     "$or": [
                         {"ns.coll": named},
                         {"to.coll": named},
+                        {"ns.coll": self._wake_collection, "documentKey._id.k": wake.KIND},
                         {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
                     ],
                 },
@@ -194,17 +206,16 @@ class ChangeStream:
         token = reply["cursor"].get("postBatchResumeToken") or (events[-1]["_id"] if events else {})
         # What a reply covers ends at its last event while there are more; an empty one tells of all up to its own time.
         at = events[-1]["clusterTime"] if events else reply["operationTime"]
-        return Batch(_changes(events, frozenset(self._collections)), token, at)
-
-
-def _changes(events: Sequence[Mapping[str, Any]], watched: frozenset[str]) -> list[Change]:
-    return [change for event in events for change in _changes_of(event, watched)]
+        watched = frozenset(self._collections)
+        return Batch([change for event in events for change in _changes_of(event, watched)], token, at)
 
 
 def _changes_of(event: Mapping[str, Any], watched: frozenset[str]) -> list[Change]:
     kind = _KINDS[event["operationType"]]
     name = event.get("ns", {}).get("coll", "")
     if kind in (ChangeKind.WRITTEN, ChangeKind.DELETED):
+        if name not in watched:
+            return [Change(ChangeKind.WOKEN, name)]
         paths = event.get("paths")
         return [
             Change(

@@ -34,10 +34,13 @@ from celery_reactive.events import (
 )
 from celery_reactive.store import records
 from celery_reactive.store.records import Settled
+from celery_reactive.store.wake import wake
 from celery_reactive.worker.run import Run
 
 logger = logging.getLogger(__name__)
 
+_SOON = timedelta(milliseconds=500)
+"""A wait longer than this the planner learns of in time by its own looking."""
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 2.0
 
@@ -59,7 +62,18 @@ def finalize(run: Run, outcome: Outcome) -> Settled | None:
         run.runtime.emit(LeaseLost(str(run.claim.key), run.claim.attempt))
     else:
         run.runtime.emit(_event(run, outcome, settled))
+        _wake_planner(run, settled)
     return settled
+
+
+def _wake_planner(run: Run, settled: Settled) -> None:
+    """Tell the planner of a record that is due again at once: no change of its document will."""
+    if settled.next_run_at is None or settled.next_run_at - run.server_time() > _SOON:
+        return
+    try:
+        wake(run.runtime.connection.globals())
+    except StoreUnavailableError:
+        logger.info("planner not woken, it will look by itself", extra={"event": "not_woken"})
 
 
 def failed_attempt(run: Run, error: BaseException, *, retry_in: timedelta | None = None) -> Errored | Exhausted:

@@ -17,9 +17,8 @@ from bson import ObjectId
 from celery import Celery
 
 from celery_reactive import TaskContext, reactive_task
+from celery_reactive.cli.demo.audit import STATUSES, TASK
 
-STATUSES = ("pending", "paid", "packed", "shipped")
-"""Orders in one of these concern the task; a cancelled one does not."""
 _FAILING_SHARE = 0.03
 _WORK_SECONDS = (0.002, 0.015)
 
@@ -46,7 +45,7 @@ class ErpError(Exception):
     debounce=0,
     retry_policy={"type": "fixed", "interval": "500ms", "max_attempts": 20},
 )
-@app.task(name="sync_order_to_erp")
+@app.task(name=TASK)
 def sync_order_to_erp(ctx: TaskContext) -> None:
     """Send an order to the ERP, which sometimes fails."""
     with _written_down(ctx) as saw:

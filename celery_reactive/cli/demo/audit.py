@@ -15,13 +15,14 @@ from typing import Any
 
 from pymongo.database import Database
 
-from celery_reactive.cli.demo.app import STATUSES
 from celery_reactive.core.states import RUNNING, RecordState
 from celery_reactive.store import queries
 
 Shop = Database[dict[str, Any]]
 
 TASK = "sync_order_to_erp"
+STATUSES = ("pending", "paid", "packed", "shipped")
+"""Orders in one of these concern the task; a cancelled one does not."""
 _GROUP = "default"
 _RECENT = timedelta(seconds=5)
 

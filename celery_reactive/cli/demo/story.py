@@ -59,7 +59,7 @@ class Stage:
 
     def server_time(self) -> datetime:
         """Return the database's clock."""
-        now: datetime = self._client.admin.command("hello")["localTime"]
+        now: datetime = self._client.admin.command("hello", codec_options=self._client.codec_options)["localTime"]
         return now
 
     def complain_of_the_dead(self) -> None:
