@@ -86,7 +86,7 @@ def _not_loaded(name: str, error: Exception) -> click.ClickException:
             f"-A {name}: no module {error.name!r} in {Path.cwd()} or on the Python path; expected an importable "
             "module, as in -A proj; run this in the project's folder, or give --workdir before -A",
         )
-    if _is_missing_app(name, error):
+    if _is_missing_app(error):
         return click.UsageError(
             f"-A {name}: {error}; expected a module with a Celery app called 'app' or 'celery', "
             "or its name: -A module:variable",
@@ -99,10 +99,10 @@ def _frame_of(error: Exception) -> traceback.FrameSummary:
     return traceback.extract_tb(error.__traceback__)[-1]
 
 
-def _is_missing_app(name: str, error: Exception) -> bool:
+def _is_missing_app(error: Exception) -> bool:
     """Whether Celery looked into a module that was imported well and found no app; the user's code raised nothing."""
     if isinstance(error, ModuleNotFoundError):
-        return ":" in name and error.name == name.rpartition(".")[0]
+        return ":" in (error.name or "")
     raised_in = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
     return isinstance(error, AttributeError) and raised_in in _FINDERS
 
