@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import TimeLimitExceeded
 from celery.worker.request import Request
 
 from celery_reactive.core.loss import after_loss, failed_attempt
@@ -53,9 +53,14 @@ class ReactiveRequest(Request):
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:  # noqa: FBT001, FBT002 -- Celery's signature
         """A child that died with its run: a failed attempt, or another try alone (B-28)."""
-        if self._is_reactive and not return_ok and not isinstance(exc_info.exception, (Ignore, Retry)):
-            error = Failure.of(exc_info.exception)
-            self._end(lambda task, lease: after_loss(task, lease, error))
+        if self._is_reactive and not return_ok:
+            # billiard wraps what it carries between processes.
+            cause = getattr(exc_info.exception, "exc", exc_info.exception)
+            error = Failure.of(cause)
+            if isinstance(cause, TimeLimitExceeded):
+                self._end(lambda task, lease: failed_attempt(task, lease, error, least_wait=_DYING))
+            else:
+                self._end(lambda task, lease: after_loss(task, lease, error))
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:  # noqa: FBT001 -- Celery's signature
