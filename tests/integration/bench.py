@@ -124,7 +124,6 @@ class Bench:
                 token=next(self._tokens),
                 worker="bench",
                 lease=LEASE,
-                controls={},
                 session=session,
             )
 
@@ -190,7 +189,7 @@ class Bench:
         raw = CODEC.with_options(document_class=RawBSONDocument)
         found = self.records.with_options(codec_options=raw).find_one({"_id": self.key(doc_id).id})
         assert isinstance(found, RawBSONDocument), f"no record of {doc_id!r}"
-        return found.raw
+        return bytes(found.raw)
 
 
 def overtaken(values: Document) -> Overtaken:
