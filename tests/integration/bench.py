@@ -235,5 +235,6 @@ class Desk:
                 self.runtime.connection.globals(),
                 task.definition,
                 namespace=self.runtime.connection.namespace(task.definition),
+                collated=task.collated,
                 term=term,
             )

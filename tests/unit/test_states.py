@@ -19,6 +19,7 @@ from celery_reactive.core.states import (
     PLAN,
     RETRY,
     RETRY_BY_HAND,
+    REVOKE,
     RUNNING,
     SKIP,
     TRANSITIONS,
@@ -42,6 +43,7 @@ REACHED: dict[str, tuple[RecordState | None, ...]] = {
     OVERTAKE.name:        (None,       PENDING,     PENDING,     None,        None),
     RETRY_BY_HAND.name:   (PENDING,    DIRTY,       DIRTY,       PENDING,     PENDING),
     DISCARD.name:         (COMPLETED,  None,        None,        None,        COMPLETED),
+    REVOKE.name:          (FAILED,     None,        None,        None,        None),
 }  # fmt: skip
 
 PAIRS = [
@@ -80,7 +82,7 @@ def test_nothing_runs_again_for_a_document_that_is_off(transition: Transition) -
         assert off is (COMPLETED if on is PENDING else on)
 
 
-@pytest.mark.parametrize("transition", [PLAN, LEAVE, CLAIM, RETRY_BY_HAND, DISCARD], ids=lambda each: each.name)
+@pytest.mark.parametrize("transition", [PLAN, LEAVE, CLAIM, RETRY_BY_HAND, DISCARD, REVOKE], ids=lambda each: each.name)
 def test_only_the_end_of_a_run_asks_what_waits(transition: Transition) -> None:
     """B-26: planner and operators act on the state alone."""
     for state, waiting, off in itertools.product(RecordState, (True, False), (True, False)):
