@@ -31,7 +31,9 @@ class Run(NamedTuple):
     sent_ns: int
     """The same clock when a bare task was sent; 0 for a record."""
 
-    LAYOUT = struct.Struct("=qqq")
+
+LAYOUT = struct.Struct("=qqq")
+"""Of a `Run` in the file."""
 
 
 app = Celery("benchmark")
@@ -53,7 +55,7 @@ def _note(number: int, *, sent_ns: int = 0) -> None:
     descriptor = _open_files.get(path)
     if descriptor is None:
         descriptor = _open_files[path] = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.write(descriptor, Run.LAYOUT.pack(number, started_ns, sent_ns))
+    os.write(descriptor, LAYOUT.pack(number, started_ns, sent_ns))
 
 
 _open_files: dict[str, int] = {}

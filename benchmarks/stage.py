@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ class BenchmarkError(Exception):
 class Stage:
     """Servers, planner and worker that are up and have run something."""
 
-    def __init__(self, client: MongoClient[dict[str, Any]], database: str, runs: Path, children: Sequence[Child]) -> None:
+    def __init__(
+        self, client: MongoClient[dict[str, Any]], database: str, runs: Path, children: Sequence[Child]
+    ) -> None:
         self._database = client[database]
         self._runs = runs
         self._children = children
@@ -60,12 +63,12 @@ class Stage:
         size, last_progress = 0, time.monotonic()
         while True:
             now = self._runs.stat().st_size - self._seen if self._runs.exists() else 0
-            if now >= count * project.Run.LAYOUT.size and len(runs := self._first_runs()) >= count:
+            if now >= count * project.LAYOUT.size and len(runs := self._first_runs()) >= count:
                 return runs
             if now != size:
                 size, last_progress = now, time.monotonic()
             elif time.monotonic() - last_progress > _PATIENCE_SECONDS:
-                raise BenchmarkError(f"{now // project.Run.LAYOUT.size} of {count} runs\n{self._tails()}")
+                raise BenchmarkError(f"{now // project.LAYOUT.size} of {count} runs\n{self._tails()}")
             time.sleep(_POLL_SECONDS)
 
     def _first_runs(self) -> list[project.Run]:
@@ -73,7 +76,7 @@ class Stage:
             file.seek(self._seen)
             whole = file.read()
         first: dict[int, project.Run] = {}
-        for fields in project.Run.LAYOUT.iter_unpack(whole[: len(whole) // project.Run.LAYOUT.size * project.Run.LAYOUT.size]):
+        for fields in project.LAYOUT.iter_unpack(whole):
             run = project.Run(*fields)
             first.setdefault(run.number, run)
         return list(first.values())
@@ -84,14 +87,18 @@ class Stage:
     def warm_up(self, chunks: Sequence[str], *, count: int = 40) -> None:
         """Let every process open its connections and every code path run once."""
         for chunk in chunks:
-            self._once_done(count, lambda number, chunk=chunk: self.orders(chunk).insert_one({"_id": -number, "v": 0}))
-        self._once_done(count, lambda number: project.bare.delay(-number, time.time_ns()))
+            self._once_run(count, partial(_insert, self.orders(chunk)))
+        self._once_run(count, lambda number: project.bare.delay(-number, time.time_ns()))
 
-    def _once_done(self, count: int, do: Callable[[int], Any]) -> None:
+    def _once_run(self, count: int, do: Callable[[int], Any]) -> None:
         self.begin()
         for number in range(1, count + 1):
             do(number)
         self.wait_for(count)
+
+
+def _insert(orders: Collection[dict[str, Any]], number: int) -> None:
+    orders.insert_one({"_id": -number, "v": 0})
 
 
 @contextmanager
@@ -104,7 +111,8 @@ def set_up(chunks: Sequence[str] = (project.DEFAULT,)) -> Iterator[Stage]:
     name = f"benchmark_{uuid.uuid4().hex[:8]}"
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="celery-reactive-benchmark-")))
-        mongodb, broker = stack.enter_context(embedded.mongodb()), stack.enter_context(embedded.broker())
+        mongodb = stack.enter_context(embedded.mongodb())
+        broker = stack.enter_context(embedded.broker())
         environment = {
             "CELERY_REACTIVE_MONGODB_URL": mongodb.url_of(name),
             "CELERY_BROKER_URL": broker.url,
@@ -114,6 +122,9 @@ def set_up(chunks: Sequence[str] = (project.DEFAULT,)) -> Iterator[Stage]:
             project.QUEUE_VARIABLE: name,
         }
         project.app.conf.update(broker_url=broker.url, task_default_queue=name)
+        vars(project.app).pop(
+            "amqp", None
+        )  # made from the configuration once: connections and queues of the last stage
         client = stack.enter_context(MongoClient[dict[str, Any]](mongodb.url))
         stack.callback(client.drop_database, name)
         children = _start(folder, environment, stack)
@@ -133,5 +144,10 @@ def _start(folder: Path, environment: dict[str, str], stack: ExitStack) -> list[
         child = Child(name, command, folder=folder, environment=environment)
         stack.callback(child.stop, within_seconds=_ORDER_OF_ENDING_SECONDS)
         children.append(child)
-    stack.callback(lambda: [child.ask_to_end() for child in children])
+    stack.callback(_ask_to_end, children)
     return children
+
+
+def _ask_to_end(children: Sequence[Child]) -> None:
+    for child in children:
+        child.ask_to_end()
