@@ -21,7 +21,7 @@ from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 
 from celery_reactive.core.outcome import Failure, Outcome
-from celery_reactive.core.record import CODEC, Claim, Due, Lease, RecordKey
+from celery_reactive.core.record import CODEC, Claim, Due, Lease, RecordKey, id_to_text
 from celery_reactive.core.states import CLAIM, COMPLETE, DISCARD, LEAVE, RETRY_BY_HAND, REVOKE, RUNNING, RecordState
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import LeaseLostError
@@ -104,7 +104,7 @@ def apply_observations(
             {"$match": {"_id": {"$in": list(matching)}}},
             *([] if asks_apart or task.filter.matches_all else [{"$match": task.filter.query}]),
             *task.projection.stages(keep={"d": "$_id"}),
-            pipelines.new_record(task.name, at=at, generation=generation, debounce=task.debounce, runs=runs),
+            pipelines.new_record(task.name, at=at, generation=generation, debounce=_first_wait(task), runs=runs),
             {
                 "$merge": {
                     "into": {"db": records.database.name, "coll": records.name},
@@ -124,6 +124,11 @@ def apply_observations(
         session=session,
         collation=_SIMPLE,
     )
+
+
+def _first_wait(task: ReactiveTask) -> timedelta:
+    """Return how long a new record waits: the debounce, capped like any later one (B-16)."""
+    return task.debounce if task.debounce_max_wait is None else min(task.debounce, task.debounce_max_wait)
 
 
 @translated
@@ -332,8 +337,9 @@ def claim(
             session=session,
         )
         won = [] if one is None else [one]
-    claims = {claim.key.exact: claim for claim in (_claim(keys[0].task, one, session) for one in won)}
-    return [claims[key.exact] for key in keys if key.exact in claims]
+    # Keys come from messages, whose ids tell no Int64 from an int: what the server found by one key is named by it.
+    claims = {id_to_text(claim.key.doc_id): claim for claim in (_claim(keys[0].task, one, session) for one in won)}
+    return [claims[name] for name in (id_to_text(key.doc_id) for key in keys) if name in claims]
 
 
 def _undecoded(records: Records) -> Collection[RawBSONDocument]:
@@ -515,10 +521,24 @@ def _leases(records: Records, task: str, query: Mapping[str, Any]) -> list[Lease
 
 
 @translated
-def retry_by_hand(records: Records, ids: Sequence[Mapping[str, Any]]) -> int:
-    """Make the records with these `_id`s pending now, or run again at once after their run (B-52)."""
+def retry_by_hand(
+    records: Records,
+    ids: Sequence[Mapping[str, Any]],
+    *,
+    only: Mapping[str, Any] | None = None,
+) -> int:
+    """Make the records with these `_id`s pending now, or run again at once after their run (B-52).
+
+    Args:
+        records: Records collection.
+        ids: The records' `_id`s.
+        only: A query that a record must still match: what led to it may have changed since it was found.
+
+    Returns:
+        Number of records changed.
+    """
     result = records.update_many(
-        {"_id": {"$in": list(ids)}, **pipelines.state_is(RETRY_BY_HAND.sources)},
+        {"$and": [{"_id": {"$in": list(ids)}, **pipelines.state_is(RETRY_BY_HAND.sources)}, only or {}]},
         pipelines.retry_by_hand(),
         hint=_BY_ID,
     )
@@ -526,10 +546,27 @@ def retry_by_hand(records: Records, ids: Sequence[Mapping[str, Any]]) -> int:
 
 
 @translated
-def discard(records: Records, ids: Sequence[Mapping[str, Any]], *, history_limit: int) -> int:
-    """End these records without a run if they are pending or failed (B-52)."""
+def discard(
+    records: Records,
+    ids: Sequence[Mapping[str, Any]],
+    *,
+    history_limit: int,
+    only: Mapping[str, Any] | None = None,
+) -> int:
+    """End these records without a run if they are pending or failed (B-52).
+
+    Args:
+        records: Records collection.
+        ids: The records' `_id`s.
+        history_limit: Newest entries kept.
+        only: A query that a record must still match; without it a failed record that has meanwhile become
+            pending for a change would lose that change's run.
+
+    Returns:
+        Number of records changed.
+    """
     result = records.update_many(
-        {"_id": {"$in": list(ids)}, **pipelines.state_is(DISCARD.sources)},
+        {"$and": [{"_id": {"$in": list(ids)}, **pipelines.state_is(DISCARD.sources)}, only or {}]},
         pipelines.discard(history_limit),
         hint=_BY_ID,
     )
