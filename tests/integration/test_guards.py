@@ -293,7 +293,7 @@ def test_a_replaced_leader_cannot_renew_or_free_the_lock(bench: Bench) -> None:
     assert leadership.read(globals_, "g").holder == "two"
 
 
-def test_statements_done_twice_do_what_they_do_once(bench: Bench, make_desk: MakeDesk) -> None:
+def test_statements_done_twice_do_what_they_do_once(bench: Bench) -> None:
     """B-47: a batch planned again, with a claim and a completion in between, runs nothing again."""
     at = bench.put(A)
     bench.observe(1, at=at)

@@ -1,0 +1,111 @@
+"""A user's project, started as a user starts it: planners and workers as processes of their own.
+
+Used by the acceptance tests through the fixtures of `conftest.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pymongo.database import Database
+
+SOURCE = Path(__file__).with_name("sample_tasks.py")
+
+
+class Process:
+    """A planner or a worker."""
+
+    def __init__(self, name: str, arguments: list[str], folder: Path, environment: Mapping[str, str]) -> None:
+        self.log = folder / f"{name}.log"
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                arguments,
+                cwd=folder,
+                env={**os.environ, **environment, "PYTHONPATH": str(folder), "C_FORCE_ROOT": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process itself, as a supervisor does."""
+        self._process.send_signal(number)
+
+    def wait(self, timeout: float = 20) -> int:
+        """Wait for its end and return the exit code."""
+        return self._process.wait(timeout)
+
+    def stop(self) -> int:
+        """End it in good order, and with its whole group if it does not listen."""
+        if self._process.poll() is None:
+            self.send(signal.SIGTERM)
+            try:
+                return self.wait()
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+        return self._process.wait()
+
+    def text(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text(errors="replace")
+
+
+class Project:
+    """A folder with `proj.py` and the processes started from it."""
+
+    def __init__(self, folder: Path, database: Database[Any], environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.database = database
+        self.environment = dict(environment)
+        self._processes: list[Process] = []
+        (folder / "proj.py").write_text(SOURCE.read_text())
+
+    def planner(self, name: str) -> Process:
+        """Start `celery-reactive -A proj planner`."""
+        return self._start(name, [sys.executable, "-m", "celery_reactive.cli", "-A", "proj", "planner"], name)
+
+    def worker(self, *options: str) -> Process:
+        """Start `celery -A proj worker`."""
+        return self._start("worker", [sys.executable, "-m", "celery", "-A", "proj", "worker", *options], "worker")
+
+    def _start(self, name: str, arguments: list[str], instance: str) -> Process:
+        environment = {**self.environment, "INSTANCE": instance}
+        process = Process(f"{name}-{len(self._processes)}", arguments, self.folder, environment)
+        self._processes.append(process)
+        return process
+
+    def stop(self) -> None:
+        """End all processes."""
+        for process in reversed(self._processes):
+            process.stop()
+
+    def logs(self) -> str:
+        """The ends of all logs, for a failed test."""
+        return "\n".join(f"--- {process.log.name}\n{process.text()[-3000:]}" for process in self._processes)
+
+    def leader(self) -> str | None:
+        """Who leads."""
+        lock = self.database["_celery_reactive"].find_one({"_id": {"k": "leader", "g": "default"}})
+        return None if lock is None else lock["holder"]
+
+    def record(self, task: str, doc_id: Any) -> dict[str, Any]:
+        """A record, empty if there is none."""
+        return self.database["jobs_tasks"].find_one({"_id": {"t": task, "d": doc_id}}) or {}
+
+    def wait_until(self, condition: Callable[[], object], timeout: float = 30) -> float:
+        """Wait until *condition* holds; return the seconds it took."""
+        started = time.monotonic()
+        pause = threading.Event()
+        while not condition():
+            waited = time.monotonic() - started
+            assert waited < timeout, f"not within {timeout} s\n{self.logs()}"
+            pause.wait(0.02)
+        return time.monotonic() - started
