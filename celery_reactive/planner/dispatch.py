@@ -10,6 +10,7 @@ The only planner module that knows Celery.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -88,6 +89,13 @@ class Publisher:
             self.close()
             raise BrokerUnavailableError(str(error)) from error
 
+    def has_time_limit(self, task: ReactiveTask) -> bool:
+        """Whether Celery limits the time of a message to *task*: its records would have to share it (B-30)."""
+        celery_task = self._app.tasks[self._runtime.registry.celery_name(task.name)]
+        conf = self._app.conf
+        limits = (celery_task.time_limit, celery_task.soft_time_limit, conf.task_time_limit, conf.task_soft_time_limit)
+        return any(limits)
+
     def close(self) -> None:
         """Close the connection; the next message opens another."""
         connection, self._connection, self._producer = self._connection, None, None
@@ -126,6 +134,8 @@ class Dispatcher:
         self._kicked = threading.Event()
         self._complaint = Complaint("the broker")
         self._unpublished: dict[str, list[RecordKey]] = {}
+        self._held: dict[str, float] = {}
+        """Tasks of which nothing may be sent now, whatever is due, and after how many seconds to look again."""
 
     def kick(self) -> None:
         """Look now: something may have become due."""
@@ -152,10 +162,11 @@ class Dispatcher:
         self._clear_unpublished()
         names = [task.definition.name for task in self._tasks]
         controls = definitions.read_all(self._runtime.connection.globals(), names)
+        self._held = {name: _PAUSED_WAIT_SECONDS for name in names if controls[name].holds_back}
         return sum(
             self._send_due(task.definition)
             for task in self._tasks
-            if not controls[task.definition.name].holds_back and not self._ended.is_set()
+            if task.definition.name not in self._held and not self._ended.is_set()
         )
 
     def _send_due(self, task: ReactiveTask) -> int:
@@ -164,6 +175,8 @@ class Dispatcher:
         due = records.find_due(target, task.name, limit=min(_ROUND_SIZE, room))
         if len(due) > _FEW:
             room -= records.count_in_flight(target, task.name)
+            if room <= 0:
+                self._held[task.name] = _FULL_WAIT_SECONDS
             due = due[: max(room, 0)]
         if not due:
             return 0
@@ -177,8 +190,7 @@ class Dispatcher:
         return len(due)
 
     def _publish(self, task: ReactiveTask, due: Sequence[Due]) -> None:
-        size = task.chunk or self._runtime.settings.chunk
-        messages = list(chunks(due, 1 if isinstance(size, str) else size))
+        messages = list(chunks(due, self._records_a_message(task, len(due))))
         for number, message in enumerate(messages):
             try:
                 self._publisher.publish(task, message)
@@ -189,6 +201,13 @@ class Dispatcher:
                 raise
         self._complaint.back()
         self._runtime.emit(RecordsDispatched(task.name, len(due), len(messages)))
+
+    def _records_a_message(self, task: ReactiveTask, due: int) -> int:
+        """Return how many records a message names; `"auto"` spreads what is due over enough messages for all slots."""
+        if self._publisher.has_time_limit(task):
+            return 1
+        size = task.chunk or self._runtime.settings.chunk
+        return max(1, math.ceil(due / _FEW)) if isinstance(size, str) else size
 
     def _clear_unpublished(self) -> None:
         """Let what was not published be sent again, once the broker answers."""
@@ -205,14 +224,17 @@ class Dispatcher:
         waits = [
             records.seconds_until_next_wake(self._runtime.connection.records(task.definition), task.definition.name)
             for task in self._tasks
+            if task.definition.name not in self._held
         ]
         spent = time.monotonic() - asked
         soonest = min((wait for wait in waits if wait is not None), default=_SAFETY_POLL_SECONDS)
-        return min(max(soonest - spent, _LEAST_WAIT_SECONDS), _SAFETY_POLL_SECONDS)
+        return min(max(soonest - spent, _LEAST_WAIT_SECONDS), *self._held.values(), _SAFETY_POLL_SECONDS)
 
 
 _FEW = 50
-"""Up to so many due records are sent without asking how many are in flight."""
+"""Up to so many due records are sent one by one, without asking how many are in flight."""
+_FULL_WAIT_SECONDS = 0.02
+_PAUSED_WAIT_SECONDS = 0.1
 _LEAST_WAIT_SECONDS = 0.005
 
 
