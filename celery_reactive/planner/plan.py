@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from celery_reactive.runtime import Runtime
 from celery_reactive.store import records, unplanned
 from celery_reactive.store.change_stream import Change, ChangeKind
 from celery_reactive.store.errors import time_limit
-from celery_reactive.store.unplanned import Reason
+from celery_reactive.store.unplanned import Reason, Unplanned
 
 if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
@@ -88,7 +89,10 @@ class Planning:
     def __init__(self, runtime: Runtime, tasks: Sequence[PlannedTask]) -> None:
         self._runtime = runtime
         self.tasks = tuple(tasks)
-        self._set_aside: set[tuple[str, bytes]] = set()
+        self._set_aside: dict[tuple[str, bytes], bool] = {}
+        """Documents that could not be planned, and whether their deletion is among what could not."""
+        self._lock = threading.Lock()
+        """Held while a document is set aside or forgotten: several stages do so."""
         self._recall()
 
     def _recall(self) -> None:
@@ -96,7 +100,7 @@ class Planning:
         names = {task.definition.name for task in self.tasks}
         for entry in unplanned.find(self._runtime.connection.globals()):
             if entry.key.task in names:
-                self._set_aside.add((entry.key.task, entry.key.exact))
+                self._set_aside[entry.key.task, entry.key.exact] = entry.gone
 
     def plan_changes(self, changes: Sequence[Change], *, at: Timestamp) -> bool:
         """Plan a batch of changes, all of it durable on return.
@@ -121,14 +125,17 @@ class Planning:
 
     def _plan_concern(self, task: PlannedTask, concern: Concern, at: Timestamp, session: ClientSession) -> None:
         at_fault: set[bytes] = set()
-        if concern.deleted:
-            at_fault |= self.leave(task, concern.deleted, at=at, gone=True, session=session)
-        if concern.written:
-            at_fault |= self.apply(task, concern.written, at=at, live=True, session=session)
+        deleted = [*concern.deleted, *self._deletions_set_aside(task, concern.written)]
+        if deleted:
+            at_fault |= self.leave(task, deleted, at=at, gone=True, session=session)
+        # A document whose deletion could not be planned must not be taken for the one that was handled.
+        written = _without(concern.written, at_fault)
+        if written:
+            at_fault |= self.apply(task, written, at=at, live=True, session=session)
         may_have_left = _without(concern.may_have_left, at_fault)
         if may_have_left:
             at_fault |= self.leave(task, may_have_left, at=at, gone=False, session=session)
-        self._forget(task, _without([*concern.deleted, *concern.written], at_fault))
+        self._forget(task, _without([*concern.deleted, *concern.written], at_fault), at)
         documents = len(concern.written) + len(concern.deleted)
         self._runtime.emit(DocumentsPlanned(task.definition.name, documents))
 
@@ -158,7 +165,7 @@ class Planning:
                 session=session,
             )
 
-        return self._each(task, doc_ids, statement, at)
+        return self._each(task, doc_ids, statement, at, gone=False)
 
     def leave(
         self,
@@ -187,13 +194,13 @@ class Planning:
                 session=session,
             )
 
-        return self._each(task, doc_ids, statement, at)
+        return self._each(task, doc_ids, statement, at, gone=gone)
 
     def retry_locked(self) -> int:
-        """Plan again the documents whose records somebody's transaction held; return how many are left."""
+        """Plan again the documents whose records somebody's transaction held; return how many that mended."""
         if not self._set_aside:
             return 0
-        left = 0
+        mended = 0
         tasks = {task.definition.name: task for task in self.tasks}
         for entry in unplanned.find(self._runtime.connection.globals(), reason=Reason.LOCKED):
             task = tasks.get(entry.key.task)
@@ -201,15 +208,19 @@ class Planning:
                 continue
             with self._runtime.connection.causal_session() as session:
                 session.advance_operation_time(entry.at)
-                left += not self._plan_one(task, entry.key.doc_id, entry.at, session)
-        return left
+                mended += self._plan_one(task, entry, session)
+        return mended
 
-    def _plan_one(self, task: PlannedTask, doc_id: Any, at: Timestamp, session: ClientSession) -> bool:
-        at_fault = self.apply(task, [doc_id], at=at, live=True, session=session)
-        at_fault |= self.leave(task, [doc_id], at=at, gone=False, session=session)
-        if not at_fault:
-            self._forget(task, [doc_id])
-        return not at_fault
+    def _plan_one(self, task: PlannedTask, entry: Unplanned, session: ClientSession) -> bool:
+        doc_ids, at = [entry.key.doc_id], entry.at
+        mended = (
+            not (entry.gone and self.leave(task, doc_ids, at=at, gone=True, session=session))
+            and not self.apply(task, doc_ids, at=at, live=True, session=session)
+            and not self.leave(task, doc_ids, at=at, gone=False, session=session)
+        )
+        if mended:
+            self._forget(task, doc_ids, at)
+        return mended
 
     def _each(
         self,
@@ -217,6 +228,8 @@ class Planning:
         doc_ids: Sequence[Any],
         statement: Callable[[Sequence[Any]], None],
         at: Timestamp,
+        *,
+        gone: bool,
     ) -> set[bytes]:
         """Run *statement* over all *doc_ids*, in halves where it fails; note those at fault (B-20)."""
         limit = _BATCH_LIMIT if len(doc_ids) > 1 else _BISECTION_LIMIT
@@ -224,7 +237,7 @@ class Planning:
             with time_limit(limit):
                 statement(doc_ids)
         except (StatementFailedError, StoreBusyError) as error:
-            return self._halve(task, doc_ids, statement, at, error)
+            return self._halve(task, doc_ids, statement, at, error, gone=gone)
         return set()
 
     def _halve(
@@ -234,9 +247,11 @@ class Planning:
         statement: Callable[[Sequence[Any]], None],
         at: Timestamp,
         error: StatementFailedError | StoreBusyError,
+        *,
+        gone: bool,
     ) -> set[bytes]:
         if len(doc_ids) == 1:
-            return {self._note(task, doc_ids[0], at, error)}
+            return {self._note(task, doc_ids[0], at, error, gone=gone)}
         middle = len(doc_ids) // 2
         at_fault: set[bytes] = set()
         for half in (doc_ids[:middle], doc_ids[middle:]):
@@ -244,7 +259,7 @@ class Planning:
                 with time_limit(_BISECTION_LIMIT):
                     statement(half)
             except (StatementFailedError, StoreBusyError) as partial:
-                at_fault |= self._halve(task, half, statement, at, partial)
+                at_fault |= self._halve(task, half, statement, at, partial, gone=gone)
         return at_fault
 
     def _note(
@@ -253,24 +268,34 @@ class Planning:
         doc_id: Any,
         at: Timestamp,
         error: StatementFailedError | StoreBusyError,
+        *,
+        gone: bool,
     ) -> bytes:
         key = RecordKey(task.definition.name, doc_id)
         locked = isinstance(error, StoreBusyError)
         reason = Reason.LOCKED if locked else Reason.FAILED
-        unplanned.note(self._runtime.connection.globals(), key, at=at, reason=reason, error=str(error))
-        self._set_aside.add((key.task, key.exact))
+        with self._lock:
+            unplanned.note(self._runtime.connection.globals(), key, at=at, gone=gone, reason=reason, error=str(error))
+            self._set_aside[key.task, key.exact] = gone or self._set_aside.get((key.task, key.exact), False)
         self._runtime.emit(PlanningPostponed(str(key)) if locked else PlanningFailed(str(key), str(error)))
         return key.exact
 
-    def _forget(self, task: PlannedTask, doc_ids: Sequence[Any]) -> None:
-        """Forget the trouble of documents that have now been planned."""
+    def _deletions_set_aside(self, task: PlannedTask, doc_ids: Sequence[Any]) -> list[Any]:
+        """Return those of *doc_ids* whose deletion could not be planned before they were inserted again."""
+        if not self._set_aside:
+            return []
+        name = task.definition.name
+        return [doc_id for doc_id in doc_ids if self._set_aside.get((name, RecordKey(name, doc_id).exact))]
+
+    def _forget(self, task: PlannedTask, doc_ids: Sequence[Any], at: Timestamp) -> None:
+        """Forget the trouble of documents that have now been planned as of *at*."""
         if not self._set_aside:
             return
-        name = task.definition.name
-        mended = [doc_id for doc_id in doc_ids if (name, RecordKey(name, doc_id).exact) in self._set_aside]
-        if mended:
-            unplanned.clear(self._runtime.connection.globals(), name, mended)
-            self._set_aside -= {(name, RecordKey(name, doc_id).exact) for doc_id in mended}
+        for key in (RecordKey(task.definition.name, doc_id) for doc_id in doc_ids):
+            with self._lock:
+                noted = (key.task, key.exact)
+                if noted in self._set_aside and unplanned.clear(self._runtime.connection.globals(), key, up_to=at):
+                    del self._set_aside[noted]
 
 
 def _without(doc_ids: Sequence[Any], at_fault: set[bytes]) -> list[Any]:

@@ -14,6 +14,7 @@ from pymongo.errors import (
     ConnectionFailure,
     DocumentTooLarge,
     ExecutionTimeout,
+    NetworkTimeout,
     OperationFailure,
     PyMongoError,
     WaitQueueTimeoutError,
@@ -79,6 +80,18 @@ def _is_lost(error: PyMongoError) -> bool:
 
 @contextmanager
 def time_limit(limit: timedelta) -> Iterator[None]:
-    """Limit the statements of the block, on the server and on the wire, to *limit* altogether."""
-    with pymongo.timeout(limit.total_seconds()):
-        yield
+    """Limit the statements of the block, on the server and on the wire, to *limit* altogether.
+
+    The server stops a statement at about the moment at which the driver stops waiting for it, so that either may be
+    first. Both mean the same here; a server that is frozen is found by the next statement without a limit.
+
+    Raises:
+        StoreBusyError: The limit has passed. What was asked may have been done.
+    """
+    try:
+        with pymongo.timeout(limit.total_seconds()):
+            yield
+    except StoreUnavailableError as error:
+        if isinstance(error.__cause__, NetworkTimeout):
+            raise StoreBusyError(str(error)) from error.__cause__
+        raise

@@ -1,14 +1,13 @@
 """Documents that could not be planned: poison ones, and records locked by somebody's transaction (B-20).
 
-One document each in the globals collection: `{_id: {k: "unplanned", t, d}, at, reason, error, since,
-tries}`. Written at majority before the stream position advances, removed when the document has been
-planned after all.
+One document each in the globals collection: `{_id: {k: "unplanned", t, d}, at, gone, reason, error,
+since, tries}`. Written at majority before the stream position advances, removed when the document has
+been planned after all.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -40,6 +39,8 @@ class Unplanned:
 
     key: RecordKey
     at: Timestamp
+    gone: bool
+    """Its deletion is among what could not be planned; it may have been inserted again since."""
     reason: Reason
     error: str
     since: datetime
@@ -51,14 +52,24 @@ def _id(key: RecordKey) -> dict[str, Any]:
 
 
 @translated
-def note(globals_: Globals, key: RecordKey, *, at: Timestamp, reason: Reason, error: str) -> None:
-    """Note that *key* could not be planned."""
+def note(globals_: Globals, key: RecordKey, *, at: Timestamp, gone: bool, reason: Reason, error: str) -> None:
+    """Note that *key* could not be planned.
+
+    Args:
+        globals_: The globals collection.
+        key: Task and document.
+        at: Cluster time of what could not be planned.
+        gone: It was the document's deletion; remembered whatever is noted after it.
+        reason: Why.
+        error: The server's message; shortened to 2 KiB.
+    """
     globals_.update_one(
         {"_id": _id(key)},
         [
             {
                 "$set": {
                     "at": {"$max": ["$at", at]},
+                    "gone": {"$or": [{"$eq": ["$gone", True]}, gone]},
                     "reason": reason.value,
                     "error": {"$literal": shorten(error, _ERROR_BYTES)},
                     "since": {"$ifNull": ["$since", "$$NOW"]},
@@ -71,10 +82,14 @@ def note(globals_: Globals, key: RecordKey, *, at: Timestamp, reason: Reason, er
 
 
 @translated
-def clear(globals_: Globals, task: str, doc_ids: Sequence[Any]) -> int:
-    """Forget that these documents could not be planned; return how many were noted."""
-    ids = [_id(RecordKey(task, doc_id)) for doc_id in doc_ids]
-    return globals_.delete_many({"_id": {"$in": ids}}).deleted_count
+def clear(globals_: Globals, key: RecordKey, *, up_to: Timestamp) -> bool:
+    """Forget that *key* could not be planned, unless something later than *up_to* could not.
+
+    Returns:
+        Whether nothing is noted of it any more.
+    """
+    globals_.delete_one({"_id": _id(key), "at": {"$lte": up_to}})
+    return globals_.find_one({"_id": _id(key)}, projection=["_id"]) is None
 
 
 @translated
@@ -95,6 +110,7 @@ def find(
         Unplanned(
             key=RecordKey(stored["_id"]["t"], stored["_id"]["d"]),
             at=stored["at"],
+            gone=bool(stored.get("gone")),
             reason=Reason(stored["reason"]),
             error=stored["error"],
             since=stored["since"],
