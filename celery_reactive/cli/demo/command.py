@@ -21,7 +21,7 @@ _PLAIN_WIDTH = 160
     "--seconds",
     default=24.0,
     show_default=True,
-    type=click.FloatRange(min=8),
+    type=click.FloatRange(min=1),
     help="How long orders are written.",
 )
 @click.option("--keep", is_flag=True, help="Leave everything running afterwards, until Ctrl-C.")
