@@ -10,13 +10,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from bson import Timestamp
 
 from celery_reactive.core.record import RecordKey
+from celery_reactive.errors import StatementFailedError
 from celery_reactive.events import ReconciliationFinished, ReconciliationStarted
 from celery_reactive.planner.plan import PlannedTask, Planning
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, indexes, records, scans, server
+
+if TYPE_CHECKING:
+    from pymongo.client_session import ClientSession
 
 
 class Reconciler:
@@ -97,13 +103,34 @@ class Reconciler:
                 page = scans.next_records(target, task.definition.name, after, limit=self._page_size, session=session)
                 if not page:
                     break
-                matching = records.find_matching(source, task.definition, page, session=session)
-                off = _difference(page, matching)
-                existing = scans.find_existing(source, off, session=session) if off else []
-                for doc_ids, gone in ((existing, False), (_difference(off, existing), True)):
-                    if doc_ids:
-                        self._planning.leave(task, doc_ids, at=at, gone=gone, session=session)
+                off = self._find_off(task, page, session)
+                if off:
+                    self._leave(task, off, at, session)
                 after = page[-1]
+
+    def _find_off(self, task: PlannedTask, page: Sequence[Any], session: ClientSession) -> list[Any]:
+        """Return those of *page* whose documents may be gone or outside the filter."""
+        try:
+            matching = records.find_matching(
+                self._runtime.connection.source(task.definition), task.definition, page, session=session
+            )
+        except StatementFailedError:  # on some document; looked at one by one below
+            return list(page)
+        return _difference(page, matching)
+
+    def _leave(self, task: PlannedTask, off: Sequence[Any], at: Timestamp, session: ClientSession) -> None:
+        """Mark the records of *off* whose documents are not observed now.
+
+        The server is asked once more by observing them: an id that it calls equal to the record's (1.0 to 1, or
+        under a collation) is of a document that matches, and one that fails is left to itself.
+        """
+        at_fault = self._planning.apply(task, off, at=at, live=False, session=session)
+        off = [doc_id for doc_id in off if RecordKey("", doc_id).exact not in at_fault]
+        source = self._runtime.connection.source(task.definition)
+        absent = _difference(off, scans.find_existing(source, off, session=session))
+        for doc_ids, gone in ((absent, True), (_difference(off, absent), False)):
+            if doc_ids:
+                self._planning.leave(task, doc_ids, at=at, gone=gone, session=session)
 
     @property
     def _page_size(self) -> int:
