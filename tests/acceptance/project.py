@@ -29,7 +29,12 @@ class Process:
             self._process = subprocess.Popen(
                 arguments,
                 cwd=folder,
-                env={**os.environ, **environment, "PYTHONPATH": str(folder), "C_FORCE_ROOT": "1"},
+                env={
+                    **os.environ,
+                    **environment,
+                    "PYTHONPATH": environment.get("PYTHONPATH", str(folder)),
+                    "C_FORCE_ROOT": "1",
+                },
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -102,10 +107,15 @@ class Project:
 
     def wait_until(self, condition: Callable[[], object], timeout: float = 30) -> float:
         """Wait until *condition* holds; return the seconds it took."""
-        started = time.monotonic()
-        pause = threading.Event()
-        while not condition():
-            waited = time.monotonic() - started
-            assert waited < timeout, f"not within {timeout} s\n{self.logs()}"
-            pause.wait(0.02)
-        return time.monotonic() - started
+        return wait_until(condition, logs=self.logs, timeout=timeout)
+
+
+def wait_until(condition: Callable[[], object], *, logs: Callable[[], str], timeout: float = 30) -> float:
+    """Wait until *condition* holds; return the seconds it took, or fail with the *logs*."""
+    started = time.monotonic()
+    pause = threading.Event()
+    while not condition():
+        waited = time.monotonic() - started
+        assert waited < timeout, f"not within {timeout} s\n{logs()}"
+        pause.wait(0.02)
+    return time.monotonic() - started

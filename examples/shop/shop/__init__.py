@@ -1,0 +1,1 @@
+"""A shop whose background work follows its data."""

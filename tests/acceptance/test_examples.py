@@ -1,0 +1,39 @@
+"""The examples do what their READMEs say, started as these say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pymongo.database import Database
+
+from tests.acceptance.project import Process, wait_until
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_shop_syncs_its_order_and_welcomes_its_customer(
+    tmp_path: Path,
+    database: Database[Any],
+    mongodb_url: str,
+    broker_url: str,
+) -> None:
+    """B-1, B-17: worker, planner and writer are processes of their own; the writer knows nothing of us."""
+    folder = EXAMPLES / "shop"
+    servers = {"MONGODB_URL": mongodb_url, "BROKER_URL": broker_url, "PYTHONPATH": str(folder)}
+    python = [sys.executable, "-m"]
+    app = ["-A", "shop.celery_app"]
+    processes = [
+        Process("worker", [*python, "celery", *app, "worker", "-c", "1"], tmp_path, servers),
+        Process("planner", [*python, "celery_reactive.cli", *app, "planner"], tmp_path, servers),
+    ]
+    try:
+        subprocess.run([*python, "shop.write"], cwd=folder, env={**os.environ, **servers}, check=True, timeout=30)
+        wait_until(lambda: database.erp.find_one({"status": "paid", "amount": 42}), logs=processes[1].text)
+        wait_until(lambda: database.customers.find_one({"name": "Ada", "welcomed": True}), logs=processes[0].text)
+    finally:
+        for process in processes:
+            process.stop()
