@@ -21,11 +21,13 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
 from celery_reactive.core.record import CODEC
+from celery_reactive.errors import StatementFailedError
 from celery_reactive.store import wake
-from celery_reactive.store.errors import translated
+from celery_reactive.store.errors import translate, translated
 
 _LOST_HISTORY = frozenset({9, 15, 136, 260, 280, 286, 40647, 50810, 50811})
 """Codes that say the position is unusable: history gone, damaged token, resumed after invalidation (B-49)."""
+_UNAUTHORIZED = 13
 
 
 class HistoryLostError(Exception):
@@ -112,15 +114,19 @@ class ChangeStream:
         self.close()
         options: dict[str, Any] = {"startAfter": resume_after} if resume_after else {}
         self._session = self._database.client.start_session(causal_consistency=False)
-        reply = self._command(
-            {
-                "aggregate": 1,
-                "pipeline": [{"$changeStream": options}, *self._pipeline()],
-                "cursor": {"batchSize": self._batch_size},
-                "readConcern": {"level": "majority"},
-            },
-        )
-        self._first = reply
+        try:
+            self._first = self._command(
+                {
+                    "aggregate": 1,
+                    "pipeline": [{"$changeStream": options}, *self._pipeline()],
+                    "cursor": {"batchSize": self._batch_size},
+                    "readConcern": {"level": "majority"},
+                },
+            )
+        except OperationFailure as error:
+            if resume_after and _is_refused(error):
+                raise HistoryLostError(str(error)) from error
+            raise
 
     @translated
     def read(self, wait: timedelta) -> Batch:
@@ -208,6 +214,11 @@ class ChangeStream:
         at = events[-1]["clusterTime"] if events else reply["operationTime"]
         watched = frozenset(self._collections)
         return Batch([change for event in events for change in _changes_of(event, watched)], token, at)
+
+
+def _is_refused(error: OperationFailure) -> bool:
+    """Whether the server will never resume from the token: a damaged one has many codes."""
+    return isinstance(translate(error), StatementFailedError) and error.code != _UNAUTHORIZED
 
 
 def _changes_of(event: Mapping[str, Any], watched: frozenset[str]) -> list[Change]:
