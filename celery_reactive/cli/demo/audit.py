@@ -56,13 +56,12 @@ class Snapshot:
     failed_runs: int
     leader: str | None
     term: int
+    heartbeat_age: timedelta | None
+    """Since the leader renewed its lock."""
     latency: Latency | None
     """Of the last five seconds."""
-
-    @property
-    def waiting(self) -> int:
-        """Records that wait for a run, or run."""
-        return sum(self.states[state] for state in (RecordState.PENDING, *RUNNING))
+    unhandled: int
+    """Orders whose present state no run has seen yet."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,8 +104,9 @@ class Verdict:
     failed_runs: int
     skipped_runs: int
     latency: Latency | None
-    """Of first attempts, without those that waited for a new leader."""
+    """Of first attempts, without those that the takeover held up."""
     latency_in_takeover: Latency | None
+    """Of writes from the kill until what had piled up was handled."""
     takeover: Takeover | None
 
     @property
@@ -126,7 +126,9 @@ def look(shop: Shop) -> Snapshot:
         failed_runs=shop.runs.count_documents({"outcome": "ErpError"}),
         leader=None if lock is None else lock.holder,
         term=0 if lock is None else lock.term,
+        heartbeat_age=None if lock is None or lock.renewed_at is None else lock.now - lock.renewed_at,
         latency=Latency.of([_milliseconds(run) for run in newest if _tells_latency(run)]),
+        unhandled=len(_unhandled(shop)),
     )
 
 
@@ -159,7 +161,7 @@ def judge(shop: Shop, taken_over: Takeover | None, *, allowed_takeover: timedelt
     outcomes = Counter(run.get("outcome", "unfinished") for run in runs)
     states = _states(shop)
     waiting = [f"{states[state]} {state}" for state in RecordState if states[state] and state != RecordState.COMPLETED]
-    waited, others = _split(runs, taken_over)
+    held_up, others = _split(runs, taken_over)
     return Verdict(
         checks=(
             Check("the last state of every order was handled", _unhandled(shop)),
@@ -174,7 +176,7 @@ def judge(shop: Shop, taken_over: Takeover | None, *, allowed_takeover: timedelt
         failed_runs=outcomes["ErpError"],
         skipped_runs=outcomes["TaskConditionFailedError"],
         latency=Latency.of(others),
-        latency_in_takeover=Latency.of(waited),
+        latency_in_takeover=Latency.of(held_up),
         takeover=taken_over,
     )
 
@@ -242,19 +244,22 @@ def _late(taken_over: Takeover | None, allowed: timedelta) -> list[str]:
 
 
 def _split(runs: Sequence[dict[str, Any]], taken_over: Takeover | None) -> tuple[list[float], list[float]]:
-    """Return the latencies in milliseconds of writes that found no leader, and of all others."""
-    waited: list[float] = []
+    """Return the latencies in milliseconds of writes that the takeover held up, and of all others."""
+    telling = [run for run in runs if _tells_latency(run)]
+    if taken_over is None:
+        return [], [_milliseconds(run) for run in telling]
+    waited = [run for run in telling if _found_no_leader(run, taken_over)]
+    caught_up = max((run["startedAt"] for run in waited), default=taken_over.led_at)
+    held_up: list[float] = []
     others: list[float] = []
-    for run in runs:
-        if _tells_latency(run):
-            (waited if taken_over is not None and _found_no_leader(run, taken_over) else others).append(
-                _milliseconds(run),
-            )
-    return waited, others
+    for run in telling:
+        came_in_between = run["startedAt"] >= taken_over.killed_at and run["saw"]["writtenAt"] <= caught_up
+        (held_up if came_in_between else others).append(_milliseconds(run))
+    return held_up, others
 
 
 def _found_no_leader(run: dict[str, Any], taken_over: Takeover) -> bool:
-    """Whether the write this run saw had not started when the leader died, and came before the next one led."""
+    """Whether the write came before the next planner led, and its run only after the last one had died."""
     written: datetime = run["saw"]["writtenAt"]
     return written <= taken_over.led_at and run["startedAt"] >= taken_over.killed_at
 

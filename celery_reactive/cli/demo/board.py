@@ -60,7 +60,8 @@ class PlainBoard:
 
     def tell(self, text: str, style: str = "") -> None:
         """Print a line."""
-        self._console.print(f"{time.monotonic() - self._started:5.1f} s  {text}", style=style, markup=False)
+        line = f"{time.monotonic() - self._started:5.1f} s  {text}"
+        self._console.print(line, style=style, markup=False, soft_wrap=True)
 
     def show(self, snapshot: Snapshot) -> None:
         """Print the figures, if the last time was two seconds ago."""
@@ -81,7 +82,7 @@ class LiveBoard:
         self._started = time.monotonic()
         self._events: list[tuple[float, Text]] = []
         self._snapshot: Snapshot | None = None
-        self._waiting: deque[int] = deque(maxlen=_TICKS)
+        self._unhandled: deque[int] = deque(maxlen=_TICKS)
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=8)
         self._live.start()
 
@@ -96,7 +97,7 @@ class LiveBoard:
     def show(self, snapshot: Snapshot) -> None:
         """Put new figures into the frame."""
         self._snapshot = snapshot
-        self._waiting.append(snapshot.waiting)
+        self._unhandled.append(snapshot.unhandled)
 
     def close(self) -> None:
         """Leave the last picture on the screen."""
@@ -119,7 +120,7 @@ class LiveBoard:
         rows.add_column()
         for name, figure in _figures(snapshot):
             rows.add_row(name, figure)
-        rows.add_row("Backlog", Text(_bars(self._waiting), style="cyan"))
+        rows.add_row("Backlog", Text.assemble((_bars(self._unhandled), "cyan"), f"  {snapshot.unhandled}"))
         return Panel(rows, title="[bold]celery-reactive demo[/]", border_style="green", width=_WIDTH)
 
 
@@ -128,17 +129,24 @@ def _figures(snapshot: Snapshot) -> list[tuple[str, str]]:
     running = sum(states[state] for state in RUNNING)
     return [
         ("Shop", f"{tally['orders']} orders, {tally['changes']} changes, {tally['deleted']} deleted"),
-        ("Handler", f"{snapshot.runs} runs, {snapshot.failed_runs} of them failed and are retried"),
+        ("Handler", f"{snapshot.runs} runs, {snapshot.failed_runs} of them failed"),
         ("Records", f"{states[RecordState.COMPLETED]} done, {states[RecordState.PENDING]} pending, {running} running"),
-        ("Leader", "nobody" if snapshot.leader is None else f"{snapshot.leader}, term {snapshot.term}"),
+        ("Leader", _leader_in_words(snapshot)),
         ("Latency", _latency_in_words(snapshot.latency)),
     ]
+
+
+def _leader_in_words(snapshot: Snapshot) -> str:
+    if snapshot.leader is None:
+        return "nobody leads"
+    age = "" if snapshot.heartbeat_age is None else f", heartbeat {snapshot.heartbeat_age.total_seconds():.1f} s ago"
+    return f"{snapshot.leader}, term {snapshot.term}{age}"
 
 
 def _latency_in_words(latency: Latency | None) -> str:
     if latency is None:
         return "nothing ran in the last 5 s"
-    return f"p50 {latency.p50:.0f} ms, p99 {latency.p99:.0f} ms from write to handler in the last 5 s"
+    return f"write to handler p50 {latency.p50:.0f} ms, p99 {latency.p99:.0f} ms in the last 5 s"
 
 
 def _bars(values: Sequence[int]) -> str:
@@ -166,7 +174,7 @@ def _summary(verdict: Verdict) -> Table:
         took = verdict.takeover.duration.total_seconds()
         succession = f"{verdict.takeover.successor} led {took:.1f} s after {verdict.takeover.killed} was killed"
         rows.add_row("Takeover", succession)
-        rows.add_row("", f"writes that found no leader: {_quantiles(verdict.latency_in_takeover)}")
+        rows.add_row("", f"writes held up by it: {_quantiles(verdict.latency_in_takeover)}")
     return rows
 
 

@@ -89,7 +89,7 @@ def play(stage: Stage, board: Board, seconds: float) -> Verdict:
     _wait_for_leader(stage, board)
     shop = stage.add(Child.shop("shop", stage.mongodb_url, seconds, folder=stage.folder))
     stage.may_have_ended.add(shop.name)
-    board.tell("the shop is open: a separate program that writes orders and knows nothing of Celery")
+    board.tell("the shop opens: a program of its own that writes orders and knows nothing of us")
     taken_over = _watch_the_shop(stage, board, shop, seconds)
     board.tell("the shop is closed; waiting until all is handled")
     is_settled = _wait(stage, board, lambda: audit.is_settled(stage.shop), _SETTLE_SECONDS)
