@@ -12,6 +12,7 @@ import asyncio
 import inspect
 import logging
 import socket
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from billiard.einfo import ExceptionInfo
 from celery import Task
 from celery.app.trace import TraceInfo, trace_ok_t
-from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
+from celery.exceptions import Ignore, ImproperlyConfigured, MaxRetriesExceededError, Reject, Retry
 from celery.states import IGNORED
+from celery.utils.time import maybe_make_aware
 
 from celery_reactive.core.message import MessageError, is_reactive, unpack
 from celery_reactive.core.outcome import Completed, Deferred, Errored, Exhausted, GivenBack, Outcome, Overtaken, Skipped
@@ -30,7 +32,7 @@ from celery_reactive.core.record import id_to_text
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreUnavailableError
 from celery_reactive.worker.context import TaskContext
-from celery_reactive.worker.execute import execute, outcome_of_error, outcome_of_return
+from celery_reactive.worker.execute import confirm_completion, execute, outcome_of_error, outcome_of_return
 from celery_reactive.worker.run import Run
 
 if TYPE_CHECKING:
@@ -113,15 +115,20 @@ class ReactiveMixin(Task):
         run = _current.run
         if run is None:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+        cause = exc or sys.exception()
         if max_retries is not None and run.claim.attempt > max_retries:
-            raise exc or MaxRetriesExceededError(f"can't retry {run.claim.key} more than {max_retries} times")
-        if eta is not None:
-            countdown = max(0.0, (eta - run.server_time()).total_seconds())
-        run.celery_retry = countdown
-        signal = Retry(exc=exc, when=countdown)
+            run.given_up = True
+            raise cause or MaxRetriesExceededError(f"can't retry {run.claim.key} more than {max_retries} times")
+        signal = Retry(exc=cause, when=countdown if eta is None else eta)
         if throw:
             raise signal
         return signal
+
+    def replace(self, sig: Any) -> Any:
+        """Refused while a record is run: the task that took its place would not end the record (B-40)."""
+        if _current.run is not None:
+            raise ImproperlyConfigured(f"{_current.run.claim.key}: a reactive run cannot be replaced by another task")
+        return super().replace(sig)
 
     # --- one message -----------------------------------------------------------------------------
 
@@ -195,30 +202,41 @@ class ReactiveMixin(Task):
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 -- the user's code may raise anything
-            cause, outcome = self._outcome_of(run, error)
-        else:
-            outcome = outcome_of_return(run)
+            cause = error
         finally:
             _current.run = outer
+            run.ended = True
+        confirm_completion(run)
+        if cause is None:
+            outcome = outcome_of_return(run)
+        else:
+            cause, outcome = self._outcome_of(run, cause)
         _current.outcome = outcome
         self._tell_celery(outcome, cause)
 
-    def _outcome_of(self, run: Run, error: Exception) -> tuple[BaseException, Outcome]:
+    def _outcome_of(self, run: Run, error: BaseException) -> tuple[BaseException, Outcome]:
         match error:
             case Retry():
                 cause = error.exc if isinstance(error.exc, BaseException) else error
-                asked = run.celery_retry
-                retry_in = None if asked is None else timedelta(seconds=asked)
-                return cause, outcome_of_error(run, cause, retry_in=retry_in)
+                return cause, outcome_of_error(run, cause, retry_in=self._wait_asked_for(run, error.when))
             case Ignore():
                 return error, Skipped(str(error) or "the handler raised Ignore", run.elapsed)
             case Reject(requeue=True):
                 return error, outcome_of_error(run, error, retry_in=timedelta(0))
             case Reject():
-                failed = outcome_of_error(run, error)
-                return error, Exhausted(failed.error, run.elapsed) if isinstance(failed, Errored) else failed
+                return error, _without_retry(outcome_of_error(run, error))
             case _:
-                return error, outcome_of_error(run, error)
+                outcome = outcome_of_error(run, error)
+                return error, _without_retry(outcome) if run.given_up else outcome
+
+    def _wait_asked_for(self, run: Run, when: float | datetime | None) -> timedelta | None:
+        """Return the wait that Celery's `retry` asked for; None: the policy's."""
+        if when is None:
+            return None
+        if isinstance(when, datetime):
+            at: datetime = maybe_make_aware(when, self.app.timezone)
+            return max(timedelta(0), at - run.server_time())
+        return timedelta(seconds=when)
 
     def _tell_celery(self, outcome: Outcome, cause: BaseException | None) -> None:
         match outcome:
@@ -277,6 +295,11 @@ def _call_through(caller: Callable[..., Any], call: Callable[[], None], context:
         raise raised[-1]
 
 
+def _without_retry(outcome: Outcome) -> Outcome:
+    """A failed attempt that is to be the last, whatever the policy says."""
+    return Exhausted(outcome.error, outcome.duration) if isinstance(outcome, Errored) else outcome
+
+
 def _plain(cause: BaseException | None) -> BaseException | None:
     """A rejected message would be put back on the queue by Celery; the record decides here, so it is plain failure."""
     return RuntimeError(f"rejected: {cause.reason!r}") if isinstance(cause, Reject) else cause
@@ -286,11 +309,15 @@ def _nothing_to_tell() -> Any:
     """Celery's result for a message that leaves nothing to report: no event, no result, acknowledged."""
     try:
         raise _NOTHING  # an `ExceptionInfo` needs a traceback
-    except Ignore:
+    except NothingRunError:
         return trace_ok_t(ExceptionInfo(internal=True), TraceInfo(IGNORED, _NOTHING), 0.0, None)
 
 
-_NOTHING = Ignore("nothing to report for this message")
+class NothingRunError(Ignore):
+    """A message woke nobody: its records were not due, or somebody else's."""
+
+
+_NOTHING = NothingRunError("nothing to report for this message")
 
 
 class _Loops(threading.local):

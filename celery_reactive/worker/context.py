@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import bson
 from bson.raw_bson import RawBSONDocument
+from pymongo.errors import PyMongoError
 
 from celery_reactive.core.duration import Duration, parse_duration
-from celery_reactive.core.outcome import Completed, Deferred
-from celery_reactive.errors import ConfigurationError, ReactiveError, TaskConditionFailedError
+from celery_reactive.core.outcome import Completed, Deferred, Overtaken
+from celery_reactive.errors import (
+    ConfigurationError,
+    ReactiveError,
+    StoreUnavailableError,
+    TaskConditionFailedError,
+)
 from celery_reactive.events import ContextMisused, TaskThrottled
 from celery_reactive.store import definitions, documents, records
 from celery_reactive.store.documents import Gone, Left, MovedOn, Read
@@ -86,7 +93,7 @@ class TaskContext:
 
     def get_document(
         self,
-        projection: Mapping[str, Any] | None = None,
+        projection: Mapping[str, Any] | Sequence[str] | None = None,
         session: ClientSession | None = None,
         max_time_ms: int | None = None,
         comment: Any = None,
@@ -95,7 +102,7 @@ class TaskContext:
         """Read the document from the primary, and check that it is still the one this run is for (B-32).
 
         Args:
-            projection: As in `find`; None: the whole document.
+            projection: A projection document, or a list of fields; None: the whole document.
             session: A session of yours; the statement goes through its client.
             max_time_ms: Server-side limit in milliseconds.
             comment: Comment of the statement, for the server's logs.
@@ -111,15 +118,18 @@ class TaskContext:
         client = session.client if session is not None else connection.client
         source = connection.documents(run.task, client=client)
         options = {"maxTimeMS": max_time_ms, "comment": comment, "hint": hint}
-        result = documents.read(
-            source,
-            run.task,
-            run.claim,
-            projection=projection,
-            session=session if session is not None else self._session,
-            collated=run.collated,
-            options={name: value for name, value in options.items() if value is not None},
-        )
+        if session is not None:
+            session.advance_operation_time(run.claim.cluster_time)
+        with _own_errors_in(session):
+            result = documents.read(
+                source,
+                run.task,
+                run.claim,
+                projection=_as_mapping(projection),
+                session=session if session is not None else self._session,
+                collated=run.collated,
+                options={name: value for name, value in options.items() if value is not None},
+            )
         match result:
             case Read(document=document):
                 run.document_checked = True
@@ -186,9 +196,15 @@ class TaskContext:
         transacted = session is not None and session.in_transaction
         run.completing = run.completing or transacted
         target = run.runtime.connection.records(run.task, client=session.client if session is not None else None)
-        outcome = Completed(run.elapsed, document_checked=run.document_checked)
-        records.settle(target, run.task, run.claim, outcome, session=session)
+        with _own_errors_in(session):
+            records.settle(target, run.task, run.claim, self._completion(run), session=session)
         run.completed = run.completed or not transacted
+
+    def _completion(self, run: Run) -> Completed | Overtaken:
+        """A read that found newer values sends the record round again instead: they must get their run (B-33)."""
+        if run.overtaken is not None:
+            return Overtaken(run.overtaken, run.elapsed)
+        return Completed(run.elapsed, document_checked=run.document_checked)
 
     def _usable(self) -> Run:
         if self._run.ended:
@@ -205,3 +221,20 @@ class TaskContext:
             return until.astimezone(UTC)
         delay: timedelta = parse_duration(until, name="delay")
         return self._run.server_time() + delay
+
+
+def _as_mapping(projection: Mapping[str, Any] | Sequence[str] | None) -> Mapping[str, Any] | None:
+    if projection is None or isinstance(projection, Mapping):
+        return projection
+    return dict.fromkeys(projection, 1)
+
+
+@contextmanager
+def _own_errors_in(session: ClientSession | None) -> Iterator[None]:
+    """Let the driver's error through inside a caller's transaction: the driver repeats it by the error's label."""
+    try:
+        yield
+    except StoreUnavailableError as error:
+        if session is not None and session.in_transaction and isinstance(error.__cause__, PyMongoError):
+            raise error.__cause__ from None
+        raise

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from celery_reactive.core.message import Named
-from celery_reactive.core.outcome import Completed, Deferred, Errored, Exhausted, GivenBack, Outcome, Overtaken, Skipped
+from celery_reactive.core.outcome import Completed, Deferred, GivenBack, Outcome, Overtaken, Skipped
 from celery_reactive.core.task import ReactiveTask
-from celery_reactive.errors import TaskConditionFailedError
+from celery_reactive.errors import StoreUnavailableError, TaskConditionFailedError
 from celery_reactive.events import RunStarted
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import definitions, records
+from celery_reactive.store import definitions, documents, records
 from celery_reactive.store.definitions import Controls
+from celery_reactive.store.documents import Gone, Left, MovedOn, Read
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.finalize import failed_attempt, finalize
 from celery_reactive.worker.heartbeat import HEARTBEAT
@@ -61,11 +63,21 @@ def execute(
     with runtime.connection.causal_session() as session:
         controls = definitions.read(runtime.connection.globals(), task.name, session=session)
         if controls.holds_back:
+            _send_again_when_due(runtime, task, named, ())
             return 0
         stored = controls.applied_to(task)
         runs = _claim(runtime, stored, controls, named, token=token, worker=worker, session=session)
+        if len(runs) < len(named):
+            _send_again_when_due(runtime, task, named, runs)
         with HEARTBEAT.renewing(runs):
             return _run_all(runs, body, session)
+
+
+def _send_again_when_due(runtime: Runtime, task: ReactiveTask, named: Sequence[Named], runs: Sequence[Run]) -> None:
+    """Let the planner send what this message named in vain as soon as it is due, not after the dispatch deadline."""
+    claimed = {run.claim.key.exact for run in runs}
+    left = [one.key for one in named if one.key.exact not in claimed]
+    records.mark_unsent(runtime.connection.records(task), left)
 
 
 def _claim(
@@ -87,7 +99,17 @@ def _claim(
         lease=runtime.settings.visibility_timeout,
         session=session,
     )
-    return [Run(runtime, task, claim, sent=sent, collated=controls.collated) for claim in claims]
+    return [
+        Run(
+            runtime,
+            task,
+            claim,
+            sent=sent,
+            collated=controls.collated,
+            outdated=claim.generation < controls.generation,
+        )
+        for claim in claims
+    ]
 
 
 def _run_all(runs: Sequence[Run], body: Body, session: ClientSession) -> int:
@@ -117,6 +139,10 @@ def _give_back(runs: Sequence[Run]) -> None:
 
 
 def _run(run: Run, body: Body, session: ClientSession) -> None:
+    if run.outdated and (skipped := _skipped_unseen(run, session)) is not None:
+        HEARTBEAT.settled(run)
+        finalize(run, skipped)
+        return
     run.runtime.emit(RunStarted(str(run.claim.key), run.claim.attempt))
     outcome: Outcome
     try:
@@ -132,9 +158,43 @@ def _run(run: Run, body: Body, session: ClientSession) -> None:
     HEARTBEAT.settled(run)
 
 
+def _skipped_unseen(run: Run, session: ClientSession) -> Skipped | None:
+    """Ask the stored filter about a record observed under an older one; outside it no handler is called (B-32)."""
+    found = documents.read(
+        run.runtime.connection.documents(run.task),
+        run.task,
+        run.claim,
+        projection={"_id": 1},
+        session=session,
+        collated=run.collated,
+        options={},
+    )
+    match found:
+        case Read() | MovedOn():
+            return None
+        case Gone():
+            return Skipped("the document was deleted", gone=True)
+        case Left():
+            return Skipped("the document does not match the filter of the newer definition", left=True)
+        case _:
+            assert_never(found)
+
+
+def confirm_completion(run: Run) -> None:
+    """Find out whether the transaction in which the handler completed its record was committed (B-36).
+
+    Where MongoDB does not answer it stays unknown, and the statement that ends the run finds out.
+    """
+    if not run.completing or run.completed:
+        return
+    target = run.runtime.connection.records(run.task)
+    with contextlib.suppress(StoreUnavailableError):
+        run.completed = records.was_settled_by(target, run.claim.key, run.claim.token)
+
+
 def outcome_of_return(run: Run) -> Outcome:
     """Return the outcome of a handler that returned: what it asked of its context decides."""
-    if run.completed or run.completing:
+    if run.completed:
         return Completed(run.elapsed, document_checked=run.document_checked)
     if run.overtaken is not None:
         return Overtaken(run.overtaken, run.elapsed)
@@ -147,14 +207,8 @@ def outcome_of_error(run: Run, error: BaseException, *, retry_in: timedelta | No
     """Return the outcome of a handler that raised; a read that found the values moved on still counts (B-33)."""
     if run.completed:
         return Completed(run.elapsed, document_checked=run.document_checked)
-    if isinstance(error, TaskConditionFailedError):
-        return outcome_of_condition(run, error)
-    failed: Errored | Exhausted = failed_attempt(run, error, retry_in=retry_in)
-    return failed
-
-
-def outcome_of_condition(run: Run, condition: TaskConditionFailedError) -> Outcome:
-    """Return the outcome of a handler that let the failed check end its run (B-32)."""
     if run.overtaken is not None:
         return Overtaken(run.overtaken, run.elapsed)
-    return Skipped(str(condition), run.elapsed, gone=run.gone, left=run.left)
+    if isinstance(error, TaskConditionFailedError):
+        return Skipped(str(error), run.elapsed, gone=run.gone, left=run.left)
+    return failed_attempt(run, error, retry_in=retry_in)

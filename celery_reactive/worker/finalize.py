@@ -51,6 +51,11 @@ def finalize(run: Run, outcome: Outcome) -> Settled | None:
     Returns:
         Where the record is now; None if the run no longer owns it and nothing was written.
     """
+    if run.completed:
+        # Written by `mark_completed`; the record may be in another run by now.
+        settled: Settled | None = Settled(RecordState.COMPLETED, None)
+        run.runtime.emit(_event(run, Completed(run.elapsed), Settled(RecordState.COMPLETED, None)))
+        return settled
     try:
         settled = _persist(run, outcome)
     except StatementFailedError as error:
@@ -101,7 +106,7 @@ def _persist(run: Run, outcome: Outcome) -> Settled | None:
     """Write *outcome*; a database that is away is waited for while the lease may last."""
     target = run.runtime.connection.records(run.task)
     wait = _FIRST_WAIT_SECONDS
-    in_doubt = run.completing or run.completed
+    in_doubt = run.completing
     while True:
         try:
             return records.settle(target, run.task, run.claim, outcome)

@@ -13,9 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
-from celery_reactive.errors import ReactiveError
+from celery_reactive.errors import ReactiveError, StoreBusyError
 from celery_reactive.events import LeaseLost
 from celery_reactive.store import records
 from celery_reactive.store.errors import time_limit
@@ -24,6 +23,8 @@ from celery_reactive.worker.run import Run
 logger = logging.getLogger(__name__)
 
 _STATEMENT_LIMIT = timedelta(seconds=5)
+_HELD_LIMIT = timedelta(seconds=1)
+"""For a record that an open transaction may hold."""
 
 
 class Heartbeat:
@@ -78,30 +79,76 @@ class Heartbeat:
                 self._renew([run for run in live if run.claim.token == token])
 
     def _renew(self, runs: Sequence[Run]) -> None:
-        due = [run for run in runs if not run.completing and not run.completed]
-        if not due:
-            return
-        first = due[0]
-        target: Any = first.runtime.connection.records(first.task)
-        lease = first.runtime.settings.visibility_timeout
+        """Renew runs of one token: together, but for those whose own transaction may hold their record.
+
+        One held record would keep the renewal of all the others waiting.
+        """
+        alone = [run for run in runs if run.completing and not run.completed]
+        together = [run for run in runs if not run.completing and not run.completed]
+        if together:
+            self._renew_together(together)
+        for run in alone:
+            self._renew_alone(run)
+
+    def _renew_together(self, runs: Sequence[Run]) -> None:
         sent = time.monotonic()
         try:
-            with time_limit(_STATEMENT_LIMIT):
-                owned = records.renew(target, [run.claim.key for run in due], first.claim.token, lease)
+            owned = _renewed(runs, _STATEMENT_LIMIT)
         except ReactiveError as error:
             logger.warning("lease not renewed: %s", error, extra={"event": "renewal_failed"})
             return
-        for run in due:
+        for run in runs:
             if run.claim.key.exact in owned:
                 run.renewed = sent
+            elif not self._has_ended(run) and not run.completing:
+                _lose(run)
+
+    def _renew_alone(self, run: Run) -> None:
+        """Renew a run that is completing itself in a transaction (B-36).
+
+        While the transaction holds the record nobody else can write it, so that a lock is as good as a renewal. After
+        an abort the renewal finds the token; after the commit it finds the run's own mark.
+        """
+        sent = time.monotonic()
+        try:
+            if run.claim.key.exact in _renewed([run], _HELD_LIMIT):
+                run.renewed = sent
+            elif _is_completed(run):
+                run.completed = True
             elif not self._has_ended(run):
-                run.lost = True
-                run.runtime.emit(LeaseLost(str(run.claim.key), run.claim.attempt))
+                _lose(run)
+        except StoreBusyError:
+            run.renewed = sent
+        except ReactiveError as error:
+            logger.warning("lease not renewed: %s", error, extra={"event": "renewal_failed"})
 
     def _has_ended(self, run: Run) -> bool:
-        """Whether *run* ended by itself while its renewal was on the way."""
+        """Whether *run* ended by itself while its renewal was on the way; what ends it sees who owned it."""
         with self._lock:
-            return id(run) not in self._live or run.completed or run.completing
+            return id(run) not in self._live or run.ended or run.completed
+
+
+def _renewed(runs: Sequence[Run], limit: timedelta) -> set[bytes]:
+    """Renew the leases of *runs*, of one token; return the exact ids of those still owned."""
+    first = runs[0]
+    target = first.runtime.connection.records(first.task)
+    with time_limit(limit):
+        return records.renew(
+            target,
+            [run.claim.key for run in runs],
+            first.claim.token,
+            first.runtime.settings.visibility_timeout,
+        )
+
+
+def _is_completed(run: Run) -> bool:
+    target = run.runtime.connection.records(run.task)
+    return records.was_settled_by(target, run.claim.key, run.claim.token)
+
+
+def _lose(run: Run) -> None:
+    run.lost = True
+    run.runtime.emit(LeaseLost(str(run.claim.key), run.claim.attempt))
 
 
 HEARTBEAT = Heartbeat()

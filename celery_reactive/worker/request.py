@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from celery.exceptions import TimeLimitExceeded
+from celery.exceptions import Ignore, TimeLimitExceeded
 from celery.worker.request import Request
 
 from celery_reactive.core.loss import after_loss, failed_attempt
@@ -25,7 +25,7 @@ from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import LeaseLostError
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import records
-from celery_reactive.worker.celery_task import TOKEN
+from celery_reactive.worker.celery_task import TOKEN, NothingRunError
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,14 @@ class ReactiveRequest(Request):
                 self._end(lambda task, lease: failed_attempt(task, lease, error, least_wait=_DYING))
             else:
                 self._end(lambda task, lease: after_loss(task, lease, error))
+        if self._is_reactive and return_ok and isinstance(exc_info.exception, Ignore):
+            self._tell_of_skip(exc_info.exception)
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _tell_of_skip(self, ignored: Ignore) -> None:
+        """Celery says nothing of `Ignore`, and monitors would show the run as started for ever."""
+        if not isinstance(ignored, NothingRunError):
+            self.send_event("task-skipped", reason=str(ignored))
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:  # noqa: FBT001 -- Celery's signature
         """Revoked or terminated: the record fails, or it would be dispatched again for ever (B-40)."""

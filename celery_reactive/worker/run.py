@@ -19,12 +19,16 @@ from celery_reactive.runtime import Runtime
 class Run:
     """The state of one run in the process that executes it."""
 
-    def __init__(self, runtime: Runtime, task: ReactiveTask, claim: Claim, *, sent: float, collated: bool) -> None:
+    def __init__(
+        self, runtime: Runtime, task: ReactiveTask, claim: Claim, *, sent: float, collated: bool, outdated: bool = False
+    ) -> None:
         self.runtime = runtime
         self.task = task
         self.claim = claim
         self.collated = collated
         """The watched collection compares strings under a collation of its own."""
+        self.outdated = outdated
+        """The record was observed under an older definition than the stored one."""
         self.started = time.monotonic()
         self.renewed = sent
         """When, on the monotonic clock, the last acknowledged claim or renewal was sent."""
@@ -39,11 +43,11 @@ class Run:
         self.gone = False
         self.left = False
         self.completed = False
-        """`mark_completed` without a session is durable."""
+        """`mark_completed` is known to be durable."""
         self.completing = False
         """`mark_completed` was sent in a transaction whose end this package does not see."""
-        self.celery_retry: float | None = None
-        """Seconds that Celery's own `retry` asked for."""
+        self.given_up = False
+        """Celery's own `retry` was called with a `max_retries` that is spent."""
 
     @property
     def elapsed(self) -> timedelta:
