@@ -194,7 +194,9 @@ class Reactive:
         return [name.removeprefix(f"{prefix}_") if prefix else name for name in names]
 
     def _send_signal(self, event: Event) -> None:
-        SIGNALS[event.code].send(sender=self._app, event=event, **event.facts())
+        signal = SIGNALS[event.code]
+        if signal.receivers:
+            signal.send(sender=self._app, event=event, **event.facts())
 
     def run_planner(self, stop: threading.Event | None = None, *, group: str = "default") -> None:
         """Run a planner in this process until *stop* is set, for small installations and tests.

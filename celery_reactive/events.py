@@ -185,9 +185,10 @@ class RunStarted(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunFinished(Event):
-    """A run succeeded; `state` is where it left the record."""
+    """A run succeeded; `state` is where it left the record. Celery has logged its success already."""
 
     code: ClassVar[str] = "run_finished"
+    level: ClassVar[int] = logging.DEBUG
     message: ClassVar[str] = "run finished"
     record: str
     attempt: int

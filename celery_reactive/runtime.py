@@ -35,7 +35,8 @@ class Runtime:
 
     def emit(self, event: Event) -> None:
         """Log *event* and tell every listener."""
-        logger.log(event.level, event.message, extra={"event": event.code, "facts": event.facts()})
+        if logger.isEnabledFor(event.level):
+            logger.log(event.level, event.message, extra={"event": event.code, "facts": event.facts()})
         for listener in self.listeners:
             try:
                 listener(event)
