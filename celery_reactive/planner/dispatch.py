@@ -85,7 +85,7 @@ class Publisher:
         )
         try:
             celery_task.apply_async(producer=self._open(), retry=False, **message)
-        except (OperationalError, OSError, self._app.connection_for_write().connection_errors) as error:
+        except (OperationalError, OSError, *self._app.connection_for_write().connection_errors) as error:
             self.close()
             raise BrokerUnavailableError(str(error)) from error
 
