@@ -61,8 +61,12 @@ def failures(ctx: click.Context, *, as_json: bool, task: str | None, limit: int)
 
 
 def ping(app: Celery) -> tuple[str, ...] | None:
-    """Return the names of the workers that answer within a second, None if the broker does not."""
-    connection = app.connection_for_write(connect_timeout=_CONNECT_SECONDS)
+    """Return the names of the workers that answer within a second, None if the broker does not within a few."""
+    limits = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), _CONNECT_SECONDS)
+    connection = app.connection_for_write(
+        connect_timeout=_CONNECT_SECONDS,
+        transport_options={**(app.conf.broker_transport_options or {}), **limits},
+    )
     try:
         with connection:
             connection.ensure_connection(max_retries=1, timeout=_CONNECT_SECONDS)
