@@ -1,7 +1,8 @@
 """`planner`: run a planner in this process until it is told to stop.
 
 The planner runs in a thread, and this one only waits for it: a signal's handler runs in this thread, and must
-never interrupt a wait on the very event it sets.
+never interrupt a wait on the very event it sets. It wakes every now and then, because the system may deliver a
+signal to any thread, and that does not end this one's wait.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import FrameType
 
 import click
@@ -20,6 +21,7 @@ from celery_reactive.cli.project import open_project
 from celery_reactive.planner.process import DEFAULT_GROUP
 
 _INTERRUPTED = 1
+_GLANCE_SECONDS = 0.25
 
 
 @click.command()
@@ -38,7 +40,10 @@ def planner(ctx: click.Context, group: str, loglevel: int, logfile: str | None) 
     stop = threading.Event()
     _stop_on_signals(stop)
     with ThreadPoolExecutor(1, thread_name_prefix="reactive-planner") as planning:
-        planning.submit(handle.run_planner, stop, group=group).result()
+        running = planning.submit(handle.run_planner, stop, group=group)
+        while not running.done():
+            wait([running], timeout=_GLANCE_SECONDS)
+        running.result()
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

@@ -1,0 +1,263 @@
+"""The command line against real servers: what it says, and what a planner lives through."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import Timestamp
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from celery_reactive import embedded
+from tests.acceptance.project import Project, wait_until
+
+REACTIVE = [sys.executable, "-m", "celery_reactive.cli"]
+CELERY_REACTIVE = [sys.executable, "-m", "celery", "-A", "proj", "reactive"]
+needs_entry_point = pytest.mark.skipif(
+    not entry_points(group="celery.commands", name="reactive"),
+    reason="the package is not installed, so that Celery does not know its commands",
+)
+
+
+def run(project: Project, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run *command* in the project's folder to its end."""
+    return subprocess.run(
+        command,
+        cwd=project.folder,
+        env={**os.environ, **project.environment, "PYTHONPATH": str(project.folder), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def rewrite(project: Project, text: str) -> None:
+    """Put *text* in the place of the project's module."""
+    (project.folder / "proj.py").write_text(text)
+
+
+# --- what it says ----------------------------------------------------------------------------------
+
+
+def test_status_tells_leader_queues_and_workers(project: Project) -> None:
+    """Who leads, how far it has planned, what waits, who works: for people and for programs."""
+    project.planner("one")
+    project.worker("--concurrency", "1", "--hostname", "w1@here")
+    project.database.jobs.insert_many([{"_id": 1, "do": "nothing"}, {"_id": 2, "do": "fail"}])
+    project.wait_until(lambda: project.record("job", 1).get("status") == "completed")
+    project.wait_until(lambda: project.record("job", 2).get("status") == "failed")
+    ended = run(project, *REACTIVE, "-A", "proj", "status", "--json")
+    assert ended.returncode == 0, ended.stderr
+    status = json.loads(ended.stdout)
+    job = next(task for task in status["tasks"] if task["task"] == "job")
+    assert status["leader"]["instance"] == "one"
+    assert status["leader"]["term"] == 1
+    assert 0 <= status["leader"]["heartbeat_age"] < 3
+    assert status["positions"][0]["database"] == project.database.name
+    assert 0 <= status["positions"][0]["lag"] < 60
+    assert (job["counts"]["completed"], job["counts"]["failed"], job["counts"]["pending"]) == (1, 1, 0)
+    assert job["generation"] == job["reconciled_generation"] == 1
+    assert status["workers"] == ["w1@here"]
+    shown = run(project, *REACTIVE, "-A", "proj", "status").stdout
+    assert "one, term 1" in shown
+    assert f"{project.database.name}.jobs" in shown
+
+
+def test_status_before_any_planner_says_what_to_start(project: Project) -> None:
+    """A new project's first look is an answer, not an error."""
+    ended = run(project, *REACTIVE, "-A", "proj", "status")
+    assert ended.returncode == 0, ended.stderr
+    assert "start `celery-reactive planner`" in ended.stdout
+    assert "no planner has seen it yet" in ended.stdout
+
+
+def test_status_shows_the_controls_in_force(project: Project) -> None:
+    """B-53: a paused task is not mistaken for a stuck one."""
+    project.database["_celery_reactive"].insert_one({"_id": {"k": "task", "t": "job"}, "task": "job", "paused": True})
+    assert "paused" in run(project, *REACTIVE, "-A", "proj", "status").stdout
+
+
+def test_the_app_may_come_from_the_environment(project: Project) -> None:
+    """`celery-reactive status` is enough where CELERY_APP is set."""
+    assert run(project, *REACTIVE, "status", CELERY_APP="proj").returncode == 0
+
+
+def test_failures_are_listed_with_document_and_reason(project: Project) -> None:
+    """B-20: what could not be planned is found without looking into the database."""
+    project.database["_celery_reactive"].insert_one(
+        {
+            "_id": {"k": "unplanned", "t": "job", "d": 7},
+            "at": Timestamp(1, 1),
+            "reason": "failed",
+            "error": "[boom] too large",
+            "since": project.database.client.admin.command("hello")["localTime"],
+            "tries": 2,
+        },
+    )
+    shown = run(project, *REACTIVE, "-A", "proj", "failures")
+    assert "[boom] too large" in shown.stdout
+    (failure,) = json.loads(run(project, *REACTIVE, "-A", "proj", "failures", "--json", "--task", "job").stdout)
+    assert failure["key"] == {"task": "job", "doc_id": 7}
+    unknown = run(project, *REACTIVE, "-A", "proj", "failures", "--task", "jop")
+    assert unknown.returncode == 1
+    assert "did you mean 'job'" in unknown.stderr
+
+
+@needs_entry_point
+def test_celery_has_the_same_commands(project: Project) -> None:
+    """`celery -A proj reactive …` is `celery-reactive -A proj …`."""
+    assert json.loads(run(project, *CELERY_REACTIVE, "status", "--json").stdout)["group"] == "default"
+    wrong = run(project, *CELERY_REACTIVE, "plannr")
+    assert wrong.returncode == 2
+    assert "planner" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("app", "text", "code", "words"),
+    [
+        ("proj", "x = 1", 2, "-A module:variable"),
+        ("proj:nope", "from celery import Celery\napp = Celery()", 2, "-A module:variable"),
+        ("proj:x", "x = 1", 2, "expected a Celery app, got int"),
+        ("proj", "1 / 0", 1, "ZeroDivisionError: division by zero"),
+        ("proj", "import nosuchlibrary", 1, "No module named 'nosuchlibrary'"),
+        ("proj", "from celery import Celery\napp = Celery(include=['lost'])", 1, "No module named 'lost'"),
+    ],
+    ids=[
+        "no app",
+        "no such variable",
+        "not an app",
+        "it raises",
+        "it imports what is missing",
+        "its tasks are missing",
+    ],
+)
+def test_an_app_that_cannot_be_loaded_is_told_in_one_message(
+    project: Project, app: str, text: str, code: int, words: str
+) -> None:
+    """Wrong names are wrong use (2), code that raises is a failure (1) and named with its line."""
+    rewrite(project, text)
+    ended = run(project, *REACTIVE, "-A", app, "status")
+    assert ended.returncode == code, ended.stderr
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_traceback_is_shown_where_it_is_asked_for(project: Project) -> None:
+    """By option or by environment."""
+    command = [*REACTIVE, "-A", "proj", "failures", "--task", "jop"]
+    assert "Traceback" in run(project, *command, CELERY_REACTIVE_TRACEBACK="1").stderr
+    assert "Traceback" in run(project, *REACTIVE, "--traceback", *command[len(REACTIVE) :]).stderr
+
+
+def test_a_misspelt_option_is_answered_with_the_right_one(project: Project) -> None:
+    """Exit code 2 and a suggestion."""
+    ended = run(project, *REACTIVE, "-A", "proj", "planner", "--grup", "x")
+    assert ended.returncode == 2
+    assert "--group" in ended.stderr
+
+
+def test_a_standalone_server_is_refused_with_the_remedy(project: Project, tmp_path: Path) -> None:
+    """B-65: without a replica set there are no change streams; the message says how to make it one."""
+    program = embedded._find_mongod()
+    if program is None:
+        pytest.skip("SecantusDB cannot be started standalone")
+    port = embedded._free_port()
+    folder = tmp_path / "standalone"
+    folder.mkdir()
+    options = [f"--dbpath={folder}", f"--port={port}", "--bind_ip=127.0.0.1", "--nounixsocket"]
+    with subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as mongod:
+        try:
+            ended = run(project, *REACTIVE, "-A", "proj", "planner", MONGODB_URL=f"mongodb://127.0.0.1:{port}/x")
+        finally:
+            mongod.kill()
+    assert ended.returncode == 1
+    assert "--replSet" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+# --- what a planner lives through ------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_servers() -> Iterator[tuple[embedded.MongoServer, embedded.ValkeyServer]]:
+    """Servers of the test's own, to be suspended and killed."""
+    with embedded.MongoServer() as mongodb, embedded.ValkeyServer() as broker:
+        yield mongodb, broker
+
+
+@pytest.fixture
+def own_project(tmp_path: Path, own_servers: tuple[embedded.MongoServer, embedded.ValkeyServer]) -> Iterator[Project]:
+    """A project on servers of its own, with a worker and a planner that lead a quiet life."""
+    mongodb, broker = own_servers
+    with MongoClient[dict[str, Any]](mongodb.url_of("shop")) as client:
+        database: Database[dict[str, Any]] = client.get_default_database()
+        project = Project(tmp_path, database, {"MONGODB_URL": mongodb.url_of("shop"), "BROKER_URL": broker.url})
+        project.worker("--concurrency", "1")
+        project.planner("one")
+        handle(project, "first")
+        yield project
+        project.stop()
+
+
+def handle(project: Project, doc_id: str) -> None:
+    """Write a document and wait until it has been handled."""
+    project.database.jobs.insert_one({"_id": doc_id, "do": "nothing"})
+    project.wait_until(lambda: project.record("job", doc_id).get("status") == "completed", timeout=60)
+
+
+def test_a_frozen_mongodb_is_waited_out(
+    own_project: Project, own_servers: tuple[embedded.MongoServer, embedded.ValkeyServer]
+) -> None:
+    """B-46, B-49: five seconds without an answer, longer than the leader's TTL: the planner goes on by itself."""
+    mongodb, _ = own_servers
+    mongodb.suspend()
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            ended = own_project._processes[1].wait(timeout=5)
+            pytest.fail(f"the planner ended with {ended}\n{own_project.logs()}")
+    finally:
+        mongodb.resume()
+    handle(own_project, "after")
+
+
+def test_a_restarted_empty_broker_is_waited_for(
+    own_project: Project, own_servers: tuple[embedded.MongoServer, embedded.ValkeyServer]
+) -> None:
+    """B-66: what was due while the broker was away is sent when it is back."""
+    _, broker = own_servers
+    planner = own_project._processes[1]
+    broker.kill()
+    own_project.database.jobs.insert_one({"_id": "meanwhile", "do": "nothing"})
+    own_project.wait_until(lambda: "broker did not take messages" in planner.text())
+    broker.start()
+    own_project.wait_until(lambda: own_project.record("job", "meanwhile").get("status") == "completed", timeout=90)
+    handle(own_project, "after")
+
+
+def test_the_log_is_one_line_per_event_with_its_facts(project: Project) -> None:
+    """A reader sees who leads without looking anywhere else."""
+    planner = project.planner("one")
+    project.wait_until(lambda: "leadership won: instance=one term=1" in planner.text())
+
+
+def test_a_second_signal_ends_a_planner_at_once(project: Project) -> None:
+    """Ctrl-C twice is meant: nobody waits for a database that does not answer."""
+    planner = project.planner("one")
+    project.wait_until(lambda: project.leader() == "one")
+    # Held, so that both are there before either is handled.
+    planner.send(signal.SIGSTOP)
+    planner.send(signal.SIGINT)
+    planner.send(signal.SIGTERM)
+    planner.send(signal.SIGCONT)
+    wait_until(lambda: planner._process.poll() is not None, logs=planner.text, timeout=5)
