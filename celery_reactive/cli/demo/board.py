@@ -21,7 +21,7 @@ from celery_reactive.cli.demo.audit import Check, Latency, Snapshot, Verdict
 from celery_reactive.core.states import RUNNING, RecordState
 
 _WIDTH = 92
-_TICKS = 40
+_TICKS = 70
 _BARS = " ▁▂▃▄▅▆▇█"
 _PLAIN_INTERVAL_SECONDS = 2.0
 _BROKEN_SHOWN = 5

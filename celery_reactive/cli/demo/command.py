@@ -46,8 +46,8 @@ def demo(seconds: float, *, keep: bool) -> None:
 
 def _wait_for_ctrl_c(console: Console, stage: story.Stage) -> None:
     console.print(f"\nEverything goes on until Ctrl-C. Logs: {stage.folder}", markup=False)
-    console.print(f"  export CELERY_REACTIVE_MONGODB_URL='{stage.mongodb_url}'", markup=False)
-    console.print(f"  export CELERY_BROKER_URL='{stage.broker_url}'", markup=False)
+    console.print(f"  export CELERY_REACTIVE_MONGODB_URL='{stage.mongodb_url}'", markup=False, soft_wrap=True)
+    console.print(f"  export CELERY_BROKER_URL='{stage.broker_url}'", markup=False, soft_wrap=True)
     console.print("  celery-reactive -A celery_reactive.cli.demo.app status", markup=False)
     with suppress(KeyboardInterrupt):
         threading.Event().wait()
