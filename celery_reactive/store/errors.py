@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 
 import pymongo
 from bson.errors import BSONError
+from pymongo.client_session import ClientSession
 from pymongo.errors import (
     ConnectionFailure,
     DocumentTooLarge,
@@ -94,4 +95,15 @@ def time_limit(limit: timedelta) -> Iterator[None]:
     except StoreUnavailableError as error:
         if isinstance(error.__cause__, NetworkTimeout):
             raise StoreBusyError(str(error)) from error.__cause__
+        raise
+
+
+@contextmanager
+def driver_errors_within(session: ClientSession | None) -> Iterator[None]:
+    """Let the driver's error through inside a caller's transaction: the driver repeats it by the error's label."""
+    try:
+        yield
+    except StoreUnavailableError as error:
+        if session is not None and session.in_transaction and isinstance(error.__cause__, PyMongoError):
+            raise error.__cause__ from None
         raise

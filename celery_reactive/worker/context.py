@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import bson
 from bson.raw_bson import RawBSONDocument
-from pymongo.errors import PyMongoError
 
 from celery_reactive.core.duration import Duration, parse_duration
 from celery_reactive.core.outcome import Completed, Deferred, Overtaken
 from celery_reactive.errors import (
     ConfigurationError,
     ReactiveError,
-    StoreUnavailableError,
     TaskConditionFailedError,
 )
 from celery_reactive.events import ContextMisused, TaskThrottled
 from celery_reactive.store import definitions, documents, records
 from celery_reactive.store.documents import Gone, Left, MovedOn, Read
+from celery_reactive.store.errors import driver_errors_within
 from celery_reactive.worker.run import Run
 
 if TYPE_CHECKING:
@@ -120,7 +118,7 @@ class TaskContext:
         options = {"maxTimeMS": max_time_ms, "comment": comment, "hint": hint}
         if session is not None:
             session.advance_operation_time(run.claim.cluster_time)
-        with _own_errors_in(session):
+        with driver_errors_within(session):
             result = documents.read(
                 source,
                 run.task,
@@ -196,7 +194,7 @@ class TaskContext:
         transacted = session is not None and session.in_transaction
         run.completing = run.completing or transacted
         target = run.runtime.connection.records(run.task, client=session.client if session is not None else None)
-        with _own_errors_in(session):
+        with driver_errors_within(session):
             records.settle(target, run.task, run.claim, self._completion(run), session=session)
         run.completed = run.completed or not transacted
 
@@ -227,14 +225,3 @@ def _as_mapping(projection: Mapping[str, Any] | Sequence[str] | None) -> Mapping
     if projection is None or isinstance(projection, Mapping):
         return projection
     return dict.fromkeys(projection, 1)
-
-
-@contextmanager
-def _own_errors_in(session: ClientSession | None) -> Iterator[None]:
-    """Let the driver's error through inside a caller's transaction: the driver repeats it by the error's label."""
-    try:
-        yield
-    except StoreUnavailableError as error:
-        if session is not None and session.in_transaction and isinstance(error.__cause__, PyMongoError):
-            raise error.__cause__ from None
-        raise
