@@ -1,0 +1,172 @@
+"""The tables of the user's guide that are made from the code.
+
+`python -m tests.docs.tables` writes them into the pages; `test_tables.py` finds pages that are out of date.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import celery_reactive
+from celery_reactive import RetryPolicy
+from celery_reactive.core.duration import format_duration
+from celery_reactive.core.policies import CleanupPolicy, Evolution
+from celery_reactive.events import EVENTS
+from celery_reactive.settings import Settings
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guide"
+PACKAGE = Path(celery_reactive.__file__).parent
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+ATTEMPTS = range(1, 7)
+POLICIES = {
+    'fixed("30s")': RetryPolicy.fixed("30s"),
+    'linear("30s")': RetryPolicy.linear("30s"),
+    "exponential()": RetryPolicy.exponential(),
+    'exponential("1s", "30s", factor=3)': RetryPolicy.exponential("1s", "30s", factor=3),
+    'series(["5s", "1m", "1h"], max_attempts=-1)': RetryPolicy.series(["5s", "1m", "1h"], max_attempts=-1),
+    'cron("0 3 * * *")': RetryPolicy.cron("0 3 * * *"),
+    'cron("*/15 * * * *", max_attempts=3)': RetryPolicy.cron("*/15 * * * *", max_attempts=3),
+}
+KINDS = {
+    "timedelta": "duration",
+    "int": "integer",
+    "bool": "`True` or `False`",
+    "str": "string",
+    "Callable[..., Any]": "callable",
+    "Callable[[], Any]": "callable",
+}
+DECLARING = {"core/declaration.py", "core/policies.py", "core/task.py"}
+LOADING = {"settings.py", "app.py", "runtime.py"}
+
+
+def main() -> None:
+    """Write all tables into their pages."""
+    for page in sorted(GUIDE.glob("*.md")):
+        page.write_text(with_tables(page.read_text()))
+
+
+def with_tables(text: str) -> str:
+    """Return the text of a page with the tables that its markers name, as the code has them now."""
+
+    def fill(marker: re.Match[str]) -> str:
+        name = marker[1]
+        return f"<!-- begin {name} -->\n{TABLES[name]()}\n<!-- end {name} -->"
+
+    return re.sub(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", fill, text, flags=re.DOTALL)
+
+
+def waits() -> str:
+    """Return how long each of some policies waits after each attempt."""
+    heading = ["policy", *(f"after {attempt}" for attempt in ATTEMPTS)]
+    rows = [[f"`{code}`", *waits_of(policy)] for code, policy in POLICIES.items()]
+    return table(heading, rows)
+
+
+def waits_of(policy: RetryPolicy) -> Iterator[str]:
+    """Yield the waits of *policy* until the record is failed."""
+    for attempt in ATTEMPTS:
+        wait = policy.next_wait(attempt, failing_for=timedelta(0), now=NOON, random=1)
+        if wait is None:
+            yield "failed"
+            return
+        yield format_duration(wait)
+
+
+def settings() -> str:
+    """Return every setting with its kind, default and meaning."""
+    meanings = field_docs(Settings)
+    rows = [
+        [f"`reactive_{field.name}`", kind_of(str(field.type)), default_of(field), meanings[field.name]]
+        for field in dataclasses.fields(Settings)
+    ]
+    return table(["key", "what you write", "default", "meaning"], rows)
+
+
+def kind_of(annotation: str) -> str:
+    """Return an annotation in a reader's words."""
+    kinds = [KINDS[part] for part in annotation.split(" | ") if part != "None"]
+    return " or ".join(kinds)
+
+
+def default_of(field: dataclasses.Field[object]) -> str:
+    """Return a default as one writes it."""
+    if isinstance(field.default, timedelta):
+        return f'`"{format_duration(field.default)}"`'
+    return "`" + repr(field.default).replace("'", '"') + "`"
+
+
+def field_docs(class_: type) -> dict[str, str]:
+    """Return the docstrings that stand below the fields of *class_*, without the numbers of rules."""
+    found = re.findall(
+        r'^    (\w+): [^\n]*\n    """(.*?)"""', inspect.getsource(class_), flags=re.MULTILINE | re.DOTALL
+    )
+    return {name: without_rules(text) for name, text in found}
+
+
+def events() -> str:
+    """Return every event with its level, meaning and facts."""
+    rows = [
+        [
+            f"`{event.code}`",
+            {10: "debug", 20: "info", 30: "warning", 40: "error"}[event.level],
+            without_rules(inspect.cleandoc(event.__doc__ or "").partition("\n\n")[0]),
+            ", ".join(f"`{field.name}`" for field in dataclasses.fields(event)),
+        ]
+        for event in {event.code: event for event in EVENTS}.values()
+    ]
+    return table(["signal", "level", "when", "facts"], rows)
+
+
+def inert() -> str:
+    """Return a list of what can be declared or set and is read by nothing."""
+    options = inert_options()
+    keys = [f"`{policy}` (`{key}`)" for policy, key in options]
+    names = keys + [f"`reactive_{name}`" for name in inert_settings()]
+    return "\n".join(f"- {name}" for name in names) or "None."
+
+
+def inert_options() -> list[tuple[str, str]]:
+    """Return the keys of policies that nothing reads, each with its option."""
+    policies = (("cleanup_policy", CleanupPolicy), ("evolution", Evolution))
+    text = source_but(DECLARING)
+    return [
+        (option, field.name)
+        for option, policy in policies
+        for field in dataclasses.fields(policy)
+        if not re.search(rf"\.{field.name}\b", text)
+    ]
+
+
+def inert_settings() -> list[str]:
+    """Return the settings that nothing reads."""
+    text = source_but(LOADING)
+    return [field.name for field in dataclasses.fields(Settings) if not re.search(rf"\.{field.name}\b", text)]
+
+
+def source_but(left_out: set[str]) -> str:
+    """Return the source of the package but of some modules."""
+    modules = sorted(path for path in PACKAGE.rglob("*.py") if str(path.relative_to(PACKAGE)) not in left_out)
+    return "\n".join(module.read_text() for module in modules)
+
+
+def without_rules(text: str) -> str:
+    """Return *text* as one line, without references such as "(B-20)"."""
+    return re.sub(r" \(B-[^)]*\)", "", " ".join(text.split()))
+
+
+def table(heading: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown; short rows are filled up."""
+    full = [row + [""] * (len(heading) - len(row)) for row in rows]
+    lines = [heading, ["---"] * len(heading), *full]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"waits": waits, "settings": settings, "events": events, "inert": inert}
+
+if __name__ == "__main__":
+    main()
