@@ -40,6 +40,11 @@ class Process:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process itself, as a supervisor does."""
         self._process.send_signal(number)
