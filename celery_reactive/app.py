@@ -44,11 +44,7 @@ def reactive_task(**options: Any) -> Callable[[Any], Any]:
     def decorate(target: Any) -> Any:
         function = _function_of(target)
         declare(_provisional_name(function), options)
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigurationError(
-                _provisional_name(function),
-                ["expected a function or coroutine function, got a generator function"],
-            )
+        _refuse_what_is_no_handler(target, function)
         task = target if isinstance_unevaluated(target, (Task, Proxy)) else shared_task(target)
         _when_evaluated(task, options)
         return task
@@ -67,12 +63,30 @@ def _function_of(target: Any) -> Callable[..., Any] | None:
         arguments = object.__getattribute__(target, "_Proxy__args")
         return arguments[0] if arguments and callable(arguments[0]) else None
     if isinstance_unevaluated(target, (Proxy,)) and type(target) is not PromiseProxy:
-        return None
+        return _shared_function(target)
     if isinstance(target, Task):
         wrapped: Callable[..., Any] = getattr(target, "__wrapped__", None) or target.run
         return wrapped
     function: Callable[..., Any] | None = target if callable(target) else None
     return function
+
+
+def _shared_function(proxy: Proxy) -> Callable[..., Any] | None:
+    """Return the function that `shared_task` has wrapped: a cell of the closure that finds the task."""
+    finder = object.__getattribute__(proxy, "_Proxy__local")
+    cells = inspect.getclosurevars(finder).nonlocals if inspect.isfunction(finder) else {}
+    function: Callable[..., Any] | None = cells.get("fun")
+    return function
+
+
+def _refuse_what_is_no_handler(target: Any, function: Callable[..., Any] | None) -> None:
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        problem = "expected a function or coroutine function, got a generator function"
+    elif isinstance_unevaluated(target, (type,)):
+        problem = "expected a function or a Celery task, got a class; decorate what app.register_task returns"
+    else:
+        return
+    raise ConfigurationError(_provisional_name(function), [problem])
 
 
 def _provisional_name(function: Callable[..., Any] | None) -> str:
