@@ -34,7 +34,8 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._live: dict[int, Run] = {}
         self._woken = threading.Event()
-        self._pid = 0
+        self._started = False
+        os.register_at_fork(after_in_child=self._forget)
 
     @contextmanager
     def renewing(self, runs: Sequence[Run]) -> Iterator[None]:
@@ -56,12 +57,16 @@ class Heartbeat:
             self._live.pop(id(run), None)
 
     def _start(self) -> None:
-        if self._pid == os.getpid():
-            return
-        # A fork copies neither the thread nor, for certain, a usable lock.
-        self._lock, self._live, self._woken = threading.Lock(), {}, threading.Event()
-        self._pid = os.getpid()
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
         threading.Thread(target=self._beat_forever, name="reactive-heartbeat", daemon=True).start()
+
+    def _forget(self) -> None:
+        """In a forked process: neither the thread came along nor, for certain, a usable lock."""
+        self._lock, self._live, self._woken = threading.Lock(), {}, threading.Event()
+        self._started = False
 
     def _beat_forever(self) -> None:
         while True:
