@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 TOKEN = "reactive_token"  # noqa: S105 -- a header's name
 """Header in which the worker's parent process passes the claim's token to its child."""
+ONE_ONLY = "reactive_one_only"
+"""Header by which the parent process says that a time limit is in force, so that one record is run a message."""
+_PREFORK = "celery.concurrency.prefork"
 
 
 class RuntimeOf(Protocol):
@@ -60,6 +63,8 @@ class _Current(threading.local):
 
     next: tuple[Run, TaskContext] | None = None
     run: Run | None = None
+    asked: Retry | None = None
+    """What `retry(throw=False)` returned in this run."""
     outcome: Outcome | None = None
 
 
@@ -77,6 +82,9 @@ class ReactiveMixin(Task):
     reactive_parts: ClassVar[RuntimeOf]
     """Makes the app's parts at the first use."""
 
+    limited = False
+    """Whether a time limit is in force on this worker's pool."""
+
     @property
     def reactive_runtime(self) -> Runtime:
         """The app's parts."""
@@ -92,6 +100,19 @@ class ReactiveMixin(Task):
         self._celery_tracer = tracer
 
     _celery_tracer: Tracer | None = None
+
+    def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
+        """As Celery's, when a worker starts: note whether time limits are in force on its pool (B-30)."""
+        worker = consumer.controller
+        hard, soft = self.time_limit or worker.time_limit, self.soft_time_limit or worker.soft_time_limit
+        prefork = any(base.__module__ == _PREFORK for base in type(consumer.pool).__mro__)
+        self.limited = bool((hard or soft) if prefork else (hard and consumer.pool.is_green))
+        if (hard or soft) and not self.limited:
+            logger.warning(
+                "time limits are not in force on this pool, a run may take as long as it likes",
+                extra={"event": "time_limits_ignored", "task": self.name},
+            )
+        return super().start_strategy(app, consumer, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one record if that is what this call is for; otherwise what the user asked for."""
@@ -122,6 +143,7 @@ class ReactiveMixin(Task):
         signal = Retry(exc=cause, when=countdown if eta is None else eta)
         if throw:
             raise signal
+        _current.asked = signal
         return signal
 
     def replace(self, sig: Any) -> Any:
@@ -129,6 +151,12 @@ class ReactiveMixin(Task):
         if _current.run is not None:
             raise ImproperlyConfigured(f"{_current.run.claim.key}: a reactive run cannot be replaced by another task")
         return super().replace(sig)
+
+    def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:  # noqa: FBT001, FBT002 -- Celery's signature
+        """Refused while a record is run: a record's run belongs to no chord (B-40)."""
+        if _current.run is not None:
+            raise ImproperlyConfigured(f"{_current.run.claim.key}: a reactive run cannot add to a chord")
+        return super().add_to_chord(sig, lazy)
 
     # --- one message -----------------------------------------------------------------------------
 
@@ -153,6 +181,7 @@ class ReactiveMixin(Task):
                 body,
                 token=request.get(TOKEN) or uuid.uuid4().hex,
                 worker=request.get("hostname") or socket.gethostname(),
+                one_only=bool(request.get(ONE_ONLY)),
             )
         except MessageError as error:
             logger.error("%s", error, extra={"event": "message_unreadable"})  # noqa: TRY400 -- no traceback helps
@@ -195,10 +224,12 @@ class ReactiveMixin(Task):
 
     def _run_record(self, run: Run, context: TaskContext) -> None:
         """Call the handler; tell the tracer, by what is raised, what Celery shall make of it."""
-        outer, _current.run = _current.run, run
+        outer, _current.run, _current.asked = _current.run, run, None
         cause: BaseException | None = None
         try:
             self._call_handler(run, context)
+            # The same end as with `throw=True`.
+            cause = _current.asked
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 -- the user's code may raise anything

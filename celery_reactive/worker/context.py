@@ -139,6 +139,7 @@ class TaskContext:
                 run.left = True
                 raise TaskConditionFailedError("the document no longer matches the filter")
             case MovedOn(values=values):
+                run.document_checked = False
                 run.overtaken = RawBSONDocument(values)
                 raise TaskConditionFailedError("the watched values have moved on")
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, assert_never
 
 from celery_reactive.core.message import Named
 from celery_reactive.core.outcome import Completed, Deferred, GivenBack, Outcome, Overtaken, Skipped
+from celery_reactive.core.record import Claim, RecordKey
 from celery_reactive.core.task import ReactiveTask
-from celery_reactive.errors import StoreUnavailableError, TaskConditionFailedError
+from celery_reactive.errors import ReactiveError, StoreUnavailableError, TaskConditionFailedError
 from celery_reactive.events import RunStarted
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, documents, records
@@ -43,6 +44,7 @@ def execute(
     *,
     token: str,
     worker: str,
+    one_only: bool = False,
 ) -> int:
     """Run what is due of the records that one message names.
 
@@ -53,6 +55,8 @@ def execute(
         body: Runs one record.
         token: Proves this delivery's claims, also to the parent process.
         worker: Name of this process, for people.
+        one_only: Run one of the records and leave the others to further messages: a time limit covers a whole
+            message, so that each record needs one of its own (B-30).
 
     Returns:
         Number of records run.
@@ -66,7 +70,7 @@ def execute(
             _send_again_when_due(runtime, task, named, ())
             return 0
         stored = controls.applied_to(task)
-        runs = _claim(runtime, stored, controls, named, token=token, worker=worker, session=session)
+        runs = _claim(runtime, stored, controls, named, token=token, worker=worker, session=session, one_only=one_only)
         if len(runs) < len(named):
             _send_again_when_due(runtime, task, named, runs)
         with HEARTBEAT.renewing(runs):
@@ -77,7 +81,9 @@ def _send_again_when_due(runtime: Runtime, task: ReactiveTask, named: Sequence[N
     """Let the planner send what this message named in vain as soon as it is due, not after the dispatch deadline."""
     claimed = {run.claim.key.exact for run in runs}
     left = [one.key for one in named if one.key.exact not in claimed]
-    records.mark_unsent(runtime.connection.records(task), left)
+    # Where it cannot be written, the deadline passes; what was claimed is run in any case.
+    with contextlib.suppress(StoreUnavailableError):
+        records.mark_unsent(runtime.connection.records(task), left)
 
 
 def _claim(
@@ -89,16 +95,21 @@ def _claim(
     token: str,
     worker: str,
     session: ClientSession,
+    one_only: bool,
 ) -> list[Run]:
+    def claim(keys: Sequence[RecordKey]) -> list[Claim]:
+        return records.claim(
+            runtime.connection.records(task),
+            keys,
+            token=token,
+            worker=worker,
+            lease=runtime.settings.visibility_timeout,
+            session=session,
+        )
+
     sent = time.monotonic()
-    claims = records.claim(
-        runtime.connection.records(task),
-        [one.key for one in named],
-        token=token,
-        worker=worker,
-        lease=runtime.settings.visibility_timeout,
-        session=session,
-    )
+    keys = [one.key for one in named]
+    claims = next(filter(None, (claim([key]) for key in keys)), []) if one_only else claim(keys)
     return [
         Run(
             runtime,
@@ -129,7 +140,10 @@ def _run_all(runs: Sequence[Run], body: Body, session: ClientSession) -> int:
 
 
 def _is_held_back(run: Run) -> bool:
-    return definitions.read(run.runtime.connection.globals(), run.task.name).holds_back
+    try:
+        return definitions.read(run.runtime.connection.globals(), run.task.name).holds_back
+    except StoreUnavailableError:
+        return True
 
 
 def _give_back(runs: Sequence[Run]) -> None:
@@ -148,14 +162,34 @@ def _run(run: Run, body: Body, session: ClientSession) -> None:
     try:
         outcome = body(run, TaskContext(run, session))
     except BaseException as error:
-        # What ends the process (SystemExit, MemoryError) is a failed attempt first.
         run.ended = True
-        finalize(run, failed_attempt(run, error))
+        if not _is_ended_by_signal(error):
+            # What ends the process (SystemExit, MemoryError) is a failed attempt first.
+            finalize(run, failed_attempt(run, error))
         raise
     finally:
         run.ended = True
-    finalize(run, outcome)
+    _finalize_uninterrupted(run, outcome)
     HEARTBEAT.settled(run)
+
+
+def _is_ended_by_signal(error: BaseException) -> bool:
+    """Whether a pool process ends because of a signal: its parent knows why, and ends the run (B-28, B-68).
+
+    Celery's pool exits with the signal's number minus 256 then.
+    """
+    return isinstance(error, SystemExit) and isinstance(error.code, int) and error.code < 0
+
+
+def _finalize_uninterrupted(run: Run, outcome: Outcome) -> None:
+    """Finalize, also where a soft time limit strikes after the handler has ended (B-29)."""
+    try:
+        finalize(run, outcome)
+    except ReactiveError:
+        raise
+    except Exception:  # noqa: BLE001 -- Celery raises its signal's exception at any line
+        run.in_doubt = True
+        finalize(run, outcome)
 
 
 def _skipped_unseen(run: Run, session: ClientSession) -> Skipped | None:

@@ -106,7 +106,7 @@ def _persist(run: Run, outcome: Outcome) -> Settled | None:
     """Write *outcome*; a database that is away is waited for while the lease may last."""
     target = run.runtime.connection.records(run.task)
     wait = _FIRST_WAIT_SECONDS
-    in_doubt = run.completing
+    in_doubt = run.completing or run.in_doubt
     while True:
         try:
             return records.settle(target, run.task, run.claim, outcome)

@@ -25,7 +25,7 @@ from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import LeaseLostError
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import records
-from celery_reactive.worker.celery_task import TOKEN, NothingRunError
+from celery_reactive.worker.celery_task import ONE_ONLY, TOKEN, NothingRunError
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class ReactiveRequest(Request):
         self._is_reactive = is_reactive(self._request_dict)
         if self._is_reactive:
             self._request_dict[TOKEN] = uuid.uuid4().hex
+            self._request_dict[ONE_ONLY] = self._task.limited
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001 -- Celery's signature
         """Hard time limit: a failed attempt (B-30)."""
@@ -78,11 +79,11 @@ class ReactiveRequest(Request):
             self._revoke(error)
         super()._announce_revoked(reason, terminated, signum, expired)
 
-    def _announce_cancelled(self, reason: str) -> None:
+    def _announce_cancelled(self, *args: Any, **options: Any) -> None:
         """The worker stops without waiting: the run goes back at once, attempts as before (B-68)."""
         if self._is_reactive:
             self._end(lambda _task, _lease: GivenBack())
-        super()._announce_cancelled(reason)
+        super()._announce_cancelled(*args, **options)
 
     def _end(self, decide: Decision) -> None:
         """End the runs that this delivery's token still owns; what cannot be written is left to the rescuer."""

@@ -46,6 +46,8 @@ class Run:
         """`mark_completed` is known to be durable."""
         self.completing = False
         """`mark_completed` was sent in a transaction whose end this package does not see."""
+        self.in_doubt = False
+        """Its end may have been written already: the process was interrupted after the statement was sent."""
         self.given_up = False
         """Celery's own `retry` was called with a `max_retries` that is spent."""
 

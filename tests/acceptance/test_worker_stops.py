@@ -1,0 +1,85 @@
+"""Workers that stop without waiting, and time limits over messages that name several records."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from pymongo.database import Database
+
+from celery_reactive import Reactive, reactive_task
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.planner.dispatch import Publisher
+from celery_reactive.runtime import Runtime
+from celery_reactive.store import records
+from tests.acceptance.project import Project
+
+
+@pytest.fixture
+def app(mongodb_url: str, broker_url: str) -> Iterator[Celery]:
+    """The project's app as its planner sees it; the handlers are the worker's."""
+    app = Celery("planner", broker=broker_url, set_as_current=False)
+    app.conf.reactive_mongodb_url = mongodb_url
+
+    def handler(ctx: Any) -> None: ...
+
+    reactive_task(task="job", collection="jobs", debounce=0, watch_projection={"do": 1, "n": 1})(
+        app.task(name="proj.job", shared=False)(handler)
+    )
+    reactive_task(task="limited", collection="limited", debounce=0)(
+        app.task(name="proj.limited", shared=False)(handler)
+    )
+    app.finalize()
+    yield app
+    Reactive.of(app).runtime.connection.close()
+    app.close()
+
+
+def send(app: Celery, task: ReactiveTask, doc_ids: list[Any]) -> None:
+    """Plan the documents and publish one message for all of them."""
+    runtime: Runtime = Reactive.of(app).runtime
+    target = runtime.connection.records(task)
+    with runtime.connection.causal_session() as session:
+        runtime.connection.source(task).find_one({}, session=session)
+        records.apply_observations(
+            runtime.connection.source(task),
+            target,
+            task,
+            doc_ids,
+            at=session.operation_time,
+            generation=0,
+            live=True,
+            session=session,
+        )
+    due = sorted(records.find_due(target, task.name, limit=len(doc_ids)), key=lambda one: one.key.doc_id)
+    assert len(due) == len(doc_ids)
+    publisher = Publisher(app, runtime)
+    publisher.publish(task, due)
+    publisher.close()
+
+
+def test_a_cold_shutdown_gives_the_run_back(project: Project, app: Celery, database: Database[Any]) -> None:
+    """B-68: pending at once, attempts as before."""
+    worker = project.worker("-c", "1")
+    database.jobs.insert_one({"_id": 1, "do": "slow"})
+    send(app, Reactive.of(app).registry.get("job"), [1])
+    project.wait_until(lambda: database.runs.count_documents({}))
+    worker.send(signal.SIGQUIT)
+    project.wait_until(lambda: project.record("job", 1)["status"] != "processing")
+    worker.wait()
+    record = project.record("job", 1)
+    assert (record["status"], record["attempts"], record["executionHistory"]) == ("pending", 0, [])
+
+
+def test_a_time_limit_is_each_records_own(project: Project, app: Celery, database: Database[Any]) -> None:
+    """B-30: a message that names several runs one of them; the others stay pending, unpunished and not on their way."""
+    project.worker("-c", "1")
+    database.limited.insert_many([{"_id": number} for number in range(3)])
+    send(app, Reactive.of(app).registry.get("limited"), [0, 1, 2])
+    found = database.limited_tasks
+    project.wait_until(lambda: found.count_documents({"executionHistory.status": "failed"}))
+    assert {record["sourceDocId"]: record["attempts"] for record in found.find()} == {0: 1, 1: 0, 2: 0}
+    assert found.count_documents({"_r.sent": True}) == 0
