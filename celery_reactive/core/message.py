@@ -62,13 +62,13 @@ def shown_ids(ids: Sequence[str]) -> str:
 
 def is_reactive(request: Mapping[str, Any]) -> bool:
     """Whether a message with these headers was published by a planner."""
-    return isinstance(_header(request), Mapping)
+    return _header(request) is not None
 
 
 def _header(request: Mapping[str, Any]) -> Any:
     # Protocol 2 puts custom headers beside the task's own, and some transports into `headers`.
-    header = request.get(HEADER)
-    return header if header is not None else (request.get("headers") or {}).get(HEADER)
+    header, others = request.get(HEADER), request.get("headers")
+    return others.get(HEADER) if header is None and isinstance(others, Mapping) else header
 
 
 def unpack(task: str, request: Mapping[str, Any], args: Any) -> list[Named]:
@@ -83,11 +83,13 @@ def unpack(task: str, request: Mapping[str, Any], args: Any) -> list[Named]:
         raise MessageError(f"expected message version {_VERSION} for {task}, got {version!r}; upgrade this worker")
     try:
         (ids,) = args
+        if not isinstance(ids, (list, tuple)):
+            raise TypeError(f"expected a list of ids, got {type(ids).__name__}")  # noqa: TRY301 -- one way out
         named = [
             Named(RecordKey(task, id_from_text(text)), int(cycle))
             for text, cycle in zip(ids, header["cycles"], strict=True)
         ]
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
         raise MessageError(f"a message for {task} cannot be read: {error}") from error
     if not named:
         raise MessageError(f"a message for {task} names no record")
