@@ -8,7 +8,7 @@ import pytest
 
 from celery_reactive.core.record import RecordKey
 from celery_reactive.store import pipelines, records
-from tests.integration.bench import Bench
+from tests.integration.bench import LEASE, Bench
 from tests.integration.conftest import MakeBench
 
 FIRST = timedelta(seconds=60)
@@ -95,8 +95,11 @@ def test_what_was_not_published_is_due_again(bench: Bench) -> None:
     """B-22: known not to have been published: the mark is cleared and does not count; a claimed one stays."""
     bench.plan(*({"_id": doc_id, "on": True} for doc_id in (1, 2)))
     send(bench, 1, 2)
-    bench.claim(2)
+    (claim,) = bench.claim(2)
+    records.renew(bench.records, [claim.key], claim.token, LEASE)
+    before = bench.raw(2)
     assert records.mark_unsent(bench.records, [bench.key(1), bench.key(2)]) == 1
+    assert bench.raw(2) == before
     record = bench.record(1)
     assert (record["_r"]["sent"], record["_r"]["dispatches"]) == (False, 0)
     assert record["_r"]["wakeAt"] == record["nextRunAt"]
