@@ -24,6 +24,7 @@ from celery_reactive.errors import (
     TermEndedError,
     UnknownTaskError,
 )
+from celery_reactive.management.listing import Page, TaskRecord
 from celery_reactive.worker.context import TaskContext
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "LeaseLostError",
     "LockAlreadyAcquiredError",
     "NotAReplicaSetError",
+    "Page",
     "Reactive",
     "ReactiveError",
     "RetryPolicy",
@@ -43,6 +45,7 @@ __all__ = [
     "StoreUnavailableError",
     "TaskConditionFailedError",
     "TaskContext",
+    "TaskRecord",
     "TermEndedError",
     "UnknownTaskError",
     "reactive_task",

@@ -5,20 +5,27 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
-from typing import Any, Self
+from datetime import datetime
+from typing import Any, Self, Unpack
 
 from celery import Celery, Task, _state, shared_task
 from celery.local import PromiseProxy, Proxy
 from kombu.utils.imports import symbol_by_name
 
 from celery_reactive.core.declaration import declare
+from celery_reactive.core.duration import Duration
 from celery_reactive.core.registry import Registry
 from celery_reactive.errors import ConfigurationError
 from celery_reactive.events import Event
+from celery_reactive.management import by_hand, controls, listing
+from celery_reactive.management.listing import Page
+from celery_reactive.management.selection import TaskFilters
+from celery_reactive.management.status import Status, read_planning_failures, read_status
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
 from celery_reactive.signals import SIGNALS
 from celery_reactive.store.connection import Connection
+from celery_reactive.store.unplanned import Unplanned
 from celery_reactive.worker.celery_task import ReactiveMixin
 
 _HANDLE = "_celery_reactive"
@@ -160,6 +167,7 @@ class Reactive:
         self._lock = threading.Lock()
         self._runtime: Runtime | None = None
         self._registry = Registry()
+        self._imported_all = False
 
     @classmethod
     def of(cls, app: Celery) -> Reactive:
@@ -230,6 +238,187 @@ class Reactive:
         self._app.loader.import_default_modules()
         self._app.finalize()
         process.run(self.runtime, Publisher(self._app, self.runtime), stop or threading.Event(), group=group)
+
+    # --- management ------------------------------------------------------------------------------
+
+    def _knowing_all_tasks(self) -> Runtime:
+        """Return the parts once every module of tasks is imported: what is not declared cannot be found."""
+        if not self._imported_all:
+            self._app.loader.import_default_modules()
+            self._app.finalize()
+            self._imported_all = True
+        return self.runtime
+
+    def get_tasks(
+        self,
+        *,
+        limit: int = 50,
+        skip: int = 0,
+        after: str | None = None,
+        sort: tuple[str, int] = ("nextRunAt", 1),
+        **filters: Unpack[TaskFilters],
+    ) -> Page:
+        """Return a page of records, over all collections, in a total order (B-51).
+
+        Args:
+            limit: Most items, at least 1; more than 1000 means 1000.
+            skip: Records to pass over, up to 10,000.
+            after: `next` of the page before, made with the same sort; for deep pages.
+            sort: A field, as stored or in snake_case, and 1 (ascending, null first) or -1: `nextRunAt`, `dueAt`,
+                `createdAt`, `updatedAt`, `startedAt`, `completedAt`, `lastFinalizedAt`, `firstErrorAt`, `attempts`,
+                `status` or `task`.
+            filters: Which records, all of them narrowing together. `task`, `status`, `collection`: a string or a list.
+                `doc_id`: any value, taken literally, None too. `source`: a query on the watched collection, any that
+                `find` takes; needs `task` or `collection` where several collections are watched. `error`: in the last
+                error, a plain string or a `re.Pattern`. `has_error`: whether there is one.
+
+        Returns:
+            The page: `items`, `total` of all pages, `limit`, `skip` and `next`.
+
+        Raises:
+            UnknownTaskError: A named task does not exist; the message lists the known ones.
+            ConfigurationError: An argument has no meaning.
+            StoreBusyError: Not found within 10 s; narrow the filters.
+            StoreUnavailableError: MongoDB does not answer.
+            StatementFailedError: The server refuses `source` or the pattern, or a value cannot be sent to it.
+        """
+        runtime = self._knowing_all_tasks()
+        return listing.get_tasks(runtime, filters, limit=limit, skip=skip, after=after, sort=sort)
+
+    def count_tasks(self, **filters: Unpack[TaskFilters]) -> int:
+        """Return how many records there are (B-51).
+
+        Args:
+            filters: Which records, as for `get_tasks`; none: all.
+
+        Raises:
+            UnknownTaskError: A named task does not exist; the message lists the known ones.
+            ConfigurationError: A filter has no meaning.
+            StoreBusyError: Not counted within 10 s; narrow the filters.
+            StoreUnavailableError: MongoDB does not answer.
+            StatementFailedError: The server refuses `source` or the pattern, or a value cannot be sent to it.
+        """
+        return listing.count_tasks(self._knowing_all_tasks(), filters)
+
+    def retry_tasks(self, *, all: bool = False, **filters: Unpack[TaskFilters]) -> int:  # noqa: A002 -- reads as said
+        """Make records pending now; a running one runs again at once after (B-52).
+
+        `attempts`, `dueAt` and `lastError` are kept, so that a record out of attempts gets one more.
+
+        Args:
+            all: Must be true where no filter is given; it does not widen any.
+            filters: Which records, as for `get_tasks`.
+
+        Returns:
+            Number of records changed.
+
+        Raises:
+            UnknownTaskError: A named task does not exist; the message lists the known ones. Nothing was changed.
+            ConfigurationError: A filter has no meaning, or there is none. Nothing was changed.
+            StoreBusyError: A page was not found within 10 s; a part may have been changed.
+            StoreUnavailableError: MongoDB does not answer; a part may have been changed. Doing it again is harmless.
+            StatementFailedError: The server refuses `source` or the pattern, or a value cannot be sent to it.
+        """
+        return by_hand.retry_tasks(self._knowing_all_tasks(), filters, everything=all)
+
+    def discard_tasks(self, *, all: bool = False, **filters: Unpack[TaskFilters]) -> int:  # noqa: A002 -- reads as said
+        """End pending and failed records without a run: `completed`, with a history entry `discarded` (B-52).
+
+        Args:
+            all: Must be true where no filter is given; it does not widen any.
+            filters: Which records, as for `get_tasks`; those in other states are left alone.
+
+        Returns:
+            Number of records changed.
+
+        Raises:
+            UnknownTaskError: A named task does not exist; the message lists the known ones. Nothing was changed.
+            ConfigurationError: A filter has no meaning, or there is none. Nothing was changed.
+            StoreBusyError: A page was not found within 10 s; a part may have been changed.
+            StoreUnavailableError: MongoDB does not answer; a part may have been changed. Doing it again is harmless.
+            StatementFailedError: The server refuses `source` or the pattern, or a value cannot be sent to it.
+        """
+        return by_hand.discard_tasks(self._knowing_all_tasks(), filters, everything=all)
+
+    def trigger(self, task: str, doc_id: Any) -> bool:
+        """Run *task* for one document now; make its record if there is none and the document matches (B-52).
+
+        Args:
+            task: The task's name.
+            doc_id: The document's `_id`, taken literally.
+
+        Returns:
+            Whether there is anything to run: false where there is no record, and no document that matches.
+
+        Raises:
+            UnknownTaskError: There is no such task; the message lists the known ones. Nothing was changed.
+            ForeignRecordsError: What would be the records collection holds other documents; it was left untouched.
+            StoreBusyError: A transaction holds the record. Nothing was changed.
+            StoreUnavailableError: MongoDB does not answer; the record may have been made or retried.
+            StatementFailedError: The document cannot be planned, or its id cannot be sent to the server.
+        """
+        return by_hand.trigger(self._knowing_all_tasks(), task, doc_id)
+
+    def pause(self, task: str) -> None:
+        """Start no run of *task*, anywhere, until it is resumed; its documents are planned meanwhile (B-53).
+
+        Raises:
+            UnknownTaskError: There is no such task; the message lists the known ones. Nothing was changed.
+            StoreUnavailableError: The pause may be in force or not.
+        """
+        controls.pause(self._knowing_all_tasks(), task)
+
+    def resume(self, task: str) -> None:
+        """End the pause of *task*, and a throttle too (B-53).
+
+        Raises:
+            UnknownTaskError: There is no such task; the message lists the known ones. Nothing was changed.
+            StoreUnavailableError: The pause may be in force or not.
+        """
+        controls.resume(self._knowing_all_tasks(), task)
+
+    def throttle(self, task: str, delay: Duration | datetime) -> datetime:
+        """Start no run of *task*, anywhere, until a time; a longer throttle that is in force stays (B-35).
+
+        Args:
+            task: The task's name.
+            delay: A duration from now by the server's clock, or an aware datetime.
+
+        Returns:
+            The time in force now.
+
+        Raises:
+            UnknownTaskError: There is no such task; the message lists the known ones. Nothing was changed.
+            ConfigurationError: A negative duration or a naive datetime. Nothing was changed.
+            StoreUnavailableError: The throttle may be in force or not.
+        """
+        return controls.throttle(self._knowing_all_tasks(), task, delay)
+
+    def planning_failures(self, task: str | None = None, *, limit: int = 1000) -> list[Unplanned]:
+        """Return the documents that could not be planned (B-20).
+
+        Args:
+            task: Only this task's; None: all.
+            limit: Most documents returned.
+
+        Raises:
+            UnknownTaskError: There is no such task; the message lists the known ones.
+            StoreUnavailableError: MongoDB does not answer.
+        """
+        return read_planning_failures(self._knowing_all_tasks(), task=task, limit=limit)
+
+    def status(self, *, group: str = "default") -> Status:
+        """Return who leads, how far behind the planner is, what waits and what is held back.
+
+        The broker is not asked, so that `workers` is None.
+
+        Args:
+            group: The planner group.
+
+        Raises:
+            StoreUnavailableError: MongoDB does not answer; nothing is known.
+        """
+        return read_status(self._knowing_all_tasks(), group=group)
 
 
 def _imported(key: str, named: Any) -> Any:

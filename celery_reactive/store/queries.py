@@ -1,21 +1,106 @@
-"""Statements that only read, for people: counts, how far a database is planned, who leads.
+"""Statements that only read, for people: counts, listings, how far a database is planned, who leads.
 
-Called by `management`. Each is served by an index or reads a few documents, so that asking never burdens the system.
+Called by `management`. Each is served by an index, reads a few documents, or ends at a time limit, so that asking
+never burdens the system. What people ask for is data: it stands only where the server takes a value for a value.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from types import EllipsisType
 from typing import Any
 
 from bson import Timestamp
+from bson.regex import Regex
 from pymongo.collection import Collection
 
+from celery_reactive.core.record import RecordKey
 from celery_reactive.core.states import RecordState
-from celery_reactive.store.errors import translated
+from celery_reactive.store.errors import translated, translating
 
 Documents = Collection[dict[str, Any]]
+Query = dict[str, Any]
+
+TIME_LIMIT_MS = 10_000
+"""Most that one statement of a listing may work on the server; shorter than the client waits for an answer."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which records of one records collection are asked for; every part narrows (B-51)."""
+
+    tasks: tuple[str, ...]
+    states: frozenset[RecordState]
+    doc_id: Any | EllipsisType = ...
+    """Taken literally, whatever it is; `...`: any."""
+    error: str | Regex[str] | None = None
+    """Contained in `lastError` as it stands, or found there by a regular expression."""
+    has_error: bool | None = None
+
+    @property
+    def query(self) -> Query:
+        """The query that finds them."""
+        named = {"task": {"$in": list(self.tasks)}, "status": {"$in": sorted(self.states)}}
+        return {"$and": [named, *self._of_document(), *self._of_error()]}
+
+    @property
+    def is_counted_by_index(self) -> bool:
+        """Whether only task and state are asked for: each pair is a range of `reactive_due`."""
+        return self.doc_id is ... and self.error is None and self.has_error is None
+
+    def _of_document(self) -> Iterator[Query]:
+        if self.doc_id is not ...:
+            yield {"_id": {"$in": [RecordKey(task, self.doc_id).id for task in self.tasks]}}
+
+    def _of_error(self) -> Iterator[Query]:
+        if self.has_error is not None:
+            yield {"lastError": {"$ne": None} if self.has_error else None}
+        match self.error:
+            case None:
+                pass
+            case str():
+                # No regular expression: nothing needs escaping, and no character is special.
+                yield {"$expr": {"$gte": [{"$indexOfCP": ["$lastError", {"$literal": self.error}]}, 0]}}
+            case _:
+                yield {"lastError": self.error}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Order:
+    """A total order over the records of one collection: by a field that every record has, then by `_id`."""
+
+    field: str
+    descending: bool
+
+    @property
+    def sort(self) -> list[tuple[str, int]]:
+        """The order as `find` takes it."""
+        return [(self.field, -1 if self.descending else 1), ("_id", 1)]
+
+    def beyond(self, value: object, record_id: Mapping[str, Any]) -> Query:
+        """Return the query for what comes after the record with this *value* of the field and this `_id`."""
+        equal = {"$eq": [f"${self.field}", {"$literal": value}]}
+        later = {"$and": [equal, {"$gt": ["$_id", {"$literal": record_id}]}]}
+        return {"$or": [self.beyond_all(value), {"$expr": later}]}
+
+    def beyond_all(self, value: object) -> Query:
+        """Return the query for what comes after every record with this *value*, across types: null is the least."""
+        return {"$expr": {"$lt" if self.descending else "$gt": [f"${self.field}", {"$literal": value}]}}
+
+    def from_all(self, value: object) -> Query:
+        """Return the query for what does not come before every record with this *value*."""
+        return {"$expr": {"$lte" if self.descending else "$gte": [f"${self.field}", {"$literal": value}]}}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record stands in an `Order`."""
+
+    value: Any
+    record_id: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,6 +148,127 @@ def oldest_due(records: Documents, task: str) -> tuple[datetime, datetime] | Non
 
 
 @translated
+def count(records: Documents, wanted: Wanted, *, among: Sequence[Mapping[str, Any]] | None = None) -> int:
+    """Return how many records are *wanted*, of those with the `_id`s *among* if these are given.
+
+    Raises:
+        StoreBusyError: Not counted within the time limit.
+        StoreUnavailableError: MongoDB does not answer.
+        StatementFailedError: The document id or the pattern cannot be sent, or the server refuses it.
+    """
+    if among is None and wanted.is_counted_by_index:
+        pairs = itertools.product(wanted.tasks, sorted(wanted.states))
+        queries = [{"task": task, "status": state} for task, state in pairs]
+    else:
+        queries = [_narrowed(wanted, among)]
+    return sum(records.count_documents(query, maxTimeMS=TIME_LIMIT_MS) for query in queries)
+
+
+@translated
+def find_places(
+    records: Documents,
+    wanted: Wanted,
+    order: Order,
+    *,
+    beyond: Query | None = None,
+    among: Sequence[Mapping[str, Any]] | None = None,
+    limit: int,
+) -> list[Place]:
+    """Return where the first *limit* of the *wanted* records stand in *order*.
+
+    Args:
+        records: Records collection.
+        wanted: Which records.
+        order: In which order.
+        beyond: Made by *order*; None: from the start.
+        among: Only records with these `_id`s.
+        limit: Most places returned.
+
+    Raises:
+        StoreBusyError: Not found within the time limit.
+        StoreUnavailableError: MongoDB does not answer.
+        StatementFailedError: The document id or the pattern cannot be sent, or the server refuses it.
+    """
+    found = records.find(
+        {"$and": [_narrowed(wanted, among), beyond or {}]},
+        projection=[order.field],
+        sort=order.sort,
+        limit=limit,
+        max_time_ms=TIME_LIMIT_MS,
+    )
+    return [Place(record[order.field], record["_id"]) for record in found]
+
+
+@translated
+def read_records(records: Documents, ids: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the stored records with these `_id`s, in no order; one that has been removed is missing."""
+    return list(records.find({"_id": {"$in": list(ids)}}, hint="_id_", max_time_ms=TIME_LIMIT_MS))
+
+
+def pages(records: Documents, wanted: Wanted, *, size: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the `_id`s of the *wanted* records in pages of at most *size*, each record at most once.
+
+    In the order of the `_id`s, and anew for each page, so that records may be changed in between, and a change
+    brings none of them round again.
+
+    Raises:
+        StoreBusyError: A page was not found within the time limit.
+        StoreUnavailableError: MongoDB does not answer.
+        StatementFailedError: The document id or the pattern cannot be sent, or the server refuses it.
+    """
+    page: list[dict[str, Any]] = []
+    while not page or len(page) == size:
+        page = _page(records, wanted, page[-1] if page else None, size)
+        if not page:
+            return
+        yield page
+
+
+@translated
+def _page(records: Documents, wanted: Wanted, after: Mapping[str, Any] | None, size: int) -> list[dict[str, Any]]:
+    beyond = {} if after is None else {"_id": {"$gt": after}}
+    found = records.find(
+        {"$and": [wanted.query, beyond]},
+        projection=["_id"],
+        sort=[("_id", 1)],
+        limit=size,
+        max_time_ms=TIME_LIMIT_MS,
+    )
+    return [record["_id"] for record in found]
+
+
+def document_ids(source: Documents, query: Mapping[str, Any], *, size: int) -> Iterator[list[Any]]:
+    """Yield the ids of the documents that match *query* in batches of at most *size*; only one is in memory.
+
+    Args:
+        source: The watched collection.
+        query: Any that `find` takes.
+        size: Most ids in a batch.
+
+    Raises:
+        StoreUnavailableError: MongoDB does not answer; the batches already yielded are good.
+        StatementFailedError: The server refuses the query.
+    """
+    with translating(), source.find(dict(query), projection=["_id"], batch_size=size) as cursor:
+        while batch := [document["_id"] for document in itertools.islice(cursor, size)]:
+            yield batch
+
+
+@translated
+def has_document(source: Documents, doc_id: Any) -> bool:
+    """Return whether there is a document with exactly this `_id`; a pattern or an operator is one of no document."""
+    same = {"$expr": {"$eq": ["$_id", {"$literal": doc_id}]}}
+    return source.find_one(same, projection=["_id"], hint="_id_", max_time_ms=TIME_LIMIT_MS) is not None
+
+
+@translated
+def server_time(globals_: Documents) -> datetime:
+    """Return the server's time."""
+    now: datetime = globals_.database.command("hello")["localTime"]
+    return now
+
+
+@translated
 def leading(globals_: Documents, group: str) -> Leading | None:
     """Return the lock of *group*, None if nobody ever led it."""
     found = _first(globals_, {"_id": {"k": "leader", "g": group}})
@@ -90,6 +296,10 @@ def planned(globals_: Documents, group: str, database: str) -> Planned | None:
 def count_unplanned(globals_: Documents, *, task: str | None = None) -> int:
     """Return how many documents could not be planned, for *task* or for all."""
     return globals_.count_documents({"_id.k": "unplanned", **({} if task is None else {"_id.t": task})})
+
+
+def _narrowed(wanted: Wanted, among: Sequence[Mapping[str, Any]] | None) -> Query:
+    return wanted.query if among is None else {"$and": [{"_id": {"$in": list(among)}}, wanted.query]}
 
 
 def _first(globals_: Documents, match: dict[str, Any]) -> dict[str, Any] | None:
