@@ -175,12 +175,13 @@ class Life(RuleBasedStateMachine):
         self.told: list[tuple[Change, Timestamp]] = []
         self.model: Model | None = None
         self.run: Run | None = None
+        self.lost: list[Claim] = []
         self.handled: tuple[int, str] | None = None
         self.write(value="A", on=True, planned=True)
 
     # --- the user ----------------------------------------------------------------------------
 
-    @rule(value=st.sampled_from("AB"), on=st.sampled_from([True, True, True, False]), planned=st.booleans())
+    @rule(value=st.sampled_from("ABC"), on=st.sampled_from([True, True, True, False]), planned=st.booleans())
     def write(self, *, value: str, on: bool, planned: bool) -> None:
         """The document is inserted or replaced, inside or outside the filter, and the event may come soon or late."""
         if not self.exists:
@@ -316,13 +317,19 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.run is not None)
     @rule(outcome=st.sampled_from([Errored(BROKEN, TOOK, SOON), Exhausted(BROKEN, TOOK), GivenBack(alone=True)]))
     def vanish(self, outcome: Outcome) -> None:
-        """The worker vanishes, the leader rescues the record, and what the worker then writes does nothing."""
+        """The worker vanishes, and the leader rescues the record."""
         run = self._running()
         (lease,) = records.claimed_with(self.bench.records, [run.claim.key], run.claim.token)
         settled = records.rescue(self.bench.records, self.bench.task, lease, outcome)
         self._ended(outcome, Timestamp(0, 1), settled.state)
+        self.lost.append(run.claim)
+
+    @precondition(lambda self: self.lost)
+    @rule()
+    def write_too_late(self) -> None:
+        """A worker that was taken for dead finishes, whatever the record does meanwhile: nothing is written."""
         with pytest.raises(LeaseLostError):
-            self.bench.complete(run.claim)
+            self.bench.complete(self.lost[-1])
 
     def _running(self) -> Run:
         assert self.run is not None
