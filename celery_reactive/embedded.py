@@ -145,8 +145,11 @@ class Process:
         self._dismiss_watchdog()
 
     def suspend(self) -> None:
-        """Freeze the server (SIGSTOP): connections stay open and nothing answers."""
+        """Freeze the server (SIGSTOP): connections stay open and nothing answers, from the return of this call on."""
         self._signal(signal.SIGSTOP)
+        if self.pid is not None and hasattr(os, "waitid"):
+            # The signal is only on its way: a thread of the server may still answer until all of them stand.
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a suspended server go on."""
