@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Self, Unpack
 
@@ -79,11 +79,24 @@ def _function_of(target: Any) -> Callable[..., Any] | None:
 
 
 def _shared_function(proxy: Proxy) -> Callable[..., Any] | None:
-    """Return the function that `shared_task` has wrapped: a cell of the closure that finds the task."""
-    finder = object.__getattribute__(proxy, "_Proxy__local")
-    cells = inspect.getclosurevars(finder).nonlocals if inspect.isfunction(finder) else {}
-    function: Callable[..., Any] | None = cells.get("fun")
+    """Return the function that `shared_task` has wrapped."""
+    function: Callable[..., Any] | None = _shared_cells(proxy).get("fun")
     return function
+
+
+def _shared_cells(proxy: Proxy) -> Mapping[str, Any]:
+    """Return what `shared_task` finds its task by, from its closure: the function, and a name if one was given."""
+    finder = object.__getattribute__(proxy, "_Proxy__local")
+    return inspect.getclosurevars(finder).nonlocals if inspect.isfunction(finder) else {}
+
+
+def _shared_task_of(app: Celery, proxy: Proxy) -> Task:
+    """Return the task that *proxy* stands for in *app*; asking the proxy would tell that of the current app."""
+    cells = _shared_cells(proxy)
+    function = cells.get("fun")
+    if function is None:
+        return app.tasks[proxy.name]
+    return app.tasks[cells.get("name") or app.gen_task_name(function.__name__, function.__module__)]
 
 
 def _refuse_what_is_no_handler(target: Any, function: Callable[..., Any] | None) -> None:
@@ -110,7 +123,7 @@ def _when_evaluated(task: Any, options: dict[str, Any]) -> None:
     elif isinstance_unevaluated(task, (Task,)):
         _make_reactive(task, options)
     else:
-        _in_every_app(lambda app: _make_reactive(app.tasks[task.name], options))
+        _in_every_app(lambda app: _make_reactive(_shared_task_of(app, task), options))
 
 
 def _in_every_app(upgrade: Callable[[Celery], None]) -> None:
@@ -118,10 +131,17 @@ def _in_every_app(upgrade: Callable[[Celery], None]) -> None:
 
     def once_finalized(app: Celery) -> None:
         # Callbacks are called in no order, so that the shared task itself may not be there yet.
-        app.on_after_finalize.connect(lambda **_: upgrade(app), sender=app, weak=False)
+        app.on_after_finalize.connect(lambda **_: upgrade_or_refuse(app), sender=app, weak=False)
+
+    def upgrade_or_refuse(app: Celery) -> None:
+        try:
+            upgrade(app)
+        except ConfigurationError as error:
+            # Celery's signals swallow what their receivers raise.
+            Reactive.of(app).refuse(error)
 
     _state.connect_on_app_finalize(once_finalized)
-    for app in _state._get_active_apps():  # noqa: SLF001 -- as Celery's own shared_task does
+    for app in list(_state._get_active_apps()):  # noqa: SLF001 -- as Celery's own shared_task does
         if app.finalized:
             upgrade(app)
 
@@ -167,6 +187,7 @@ class Reactive:
         self._lock = threading.Lock()
         self._runtime: Runtime | None = None
         self._registry = Registry()
+        self._refused: ConfigurationError | None = None
         self._imported_all = False
 
     @classmethod
@@ -184,13 +205,19 @@ class Reactive:
         """The reactive tasks declared so far."""
         return self._registry
 
+    def refuse(self, error: ConfigurationError) -> None:
+        """Keep an error of a declaration that could not be raised where it was made; `runtime` raises it."""
+        self._refused = self._refused or error
+
     @property
     def runtime(self) -> Runtime:
         """Settings, tasks and connection, made from the app's configuration at the first call.
 
         Raises:
-            ConfigurationError: A setting is wrong or unknown.
+            ConfigurationError: A setting is wrong or unknown, or a task could not be declared.
         """
+        if self._refused is not None:
+            raise self._refused
         if self._runtime is None:
             with self._lock:
                 if self._runtime is None:

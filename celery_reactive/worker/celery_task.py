@@ -102,7 +102,12 @@ class ReactiveMixin(Task):
     _celery_tracer: Tracer | None = None
 
     def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
-        """As Celery's, when a worker starts: note whether time limits are in force on its pool (B-30)."""
+        """As Celery's, when a worker starts: note whether time limits are in force on its pool (B-30).
+
+        Raises:
+            ConfigurationError: A setting or a declaration is wrong; the worker does not start.
+        """
+        _ = self.reactive_runtime
         worker = consumer.controller
         hard, soft = self.time_limit or worker.time_limit, self.soft_time_limit or worker.soft_time_limit
         prefork = any(base.__module__ == _PREFORK for base in type(consumer.pool).__mro__)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, TimeLimitExceeded
 from celery.worker.request import Request
 
@@ -62,14 +63,16 @@ class ReactiveRequest(Request):
                 self._end(lambda task, lease: failed_attempt(task, lease, error, least_wait=_DYING))
             else:
                 self._end(lambda task, lease: after_loss(task, lease, error))
-        if self._is_reactive and return_ok and isinstance(exc_info.exception, Ignore):
+        if self._is_reactive and return_ok:
             self._tell_of_skip(exc_info.exception)
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
-    def _tell_of_skip(self, ignored: Ignore) -> None:
+    def _tell_of_skip(self, told: BaseException) -> None:
         """Celery says nothing of `Ignore`, and monitors would show the run as started for ever."""
-        if not isinstance(ignored, NothingRunError):
-            self.send_event("task-skipped", reason=str(ignored))
+        # What has not crossed to another process is still wrapped.
+        cause = told.exc if isinstance(told, ExceptionWithTraceback) else told
+        if isinstance(cause, Ignore) and not isinstance(cause, NothingRunError):
+            self.send_event("task-skipped", reason=str(cause))
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:  # noqa: FBT001 -- Celery's signature
         """Revoked or terminated: the record fails, or it would be dispatched again for ever (B-40)."""

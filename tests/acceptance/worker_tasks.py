@@ -208,7 +208,7 @@ def marks(ctx):
 @reactive()
 def dies(ctx):
     note("ran", doc=ctx.doc_id)
-    match ctx.doc_id:
+    match ctx.doc_id.partition("/")[0]:
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "exits":
@@ -246,7 +246,7 @@ def in_company(ctx):
 
 @reactive({"bind": True})
 def retries(self, ctx):
-    match ctx.doc_id:
+    match ctx.doc_id.partition("/")[0]:
         case "countdown":
             raise self.retry(countdown=3600)
         case "with exc":

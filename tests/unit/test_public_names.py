@@ -1,0 +1,36 @@
+"""What users may import: no more and no less than is said."""
+
+from __future__ import annotations
+
+import inspect
+
+import celery_reactive
+from celery_reactive import errors
+
+STABLE = {
+    "CleanupPolicy",
+    "Evolution",
+    "Page",
+    "Reactive",
+    "RetryPolicy",
+    "TaskContext",
+    "TaskRecord",
+    "reactive_task",
+    "signals",
+}
+
+
+def test_the_public_names_are_those_of_the_documentation() -> None:
+    """Public surface: the named things and every error; the rest of the package is private."""
+    raised = {name for name, thing in inspect.getmembers(errors, inspect.isclass) if issubclass(thing, Exception)}
+    assert set(celery_reactive.__all__) >= STABLE
+    assert set(celery_reactive.__all__) - STABLE <= raised
+    assert all(hasattr(celery_reactive, name) for name in celery_reactive.__all__)
+    assert sorted(celery_reactive.__all__, key=str) == list(celery_reactive.__all__)
+
+
+def test_every_public_error_is_one_of_ours() -> None:
+    """Public surface: `except ReactiveError` catches them all."""
+    public = [getattr(celery_reactive, name) for name in celery_reactive.__all__ if name.endswith("Error")]
+    assert public
+    assert all(issubclass(error, celery_reactive.ReactiveError) for error in public)
