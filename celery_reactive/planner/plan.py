@@ -146,6 +146,7 @@ class Planning:
         *,
         at: Timestamp,
         live: bool,
+        stamps: bool = True,
         session: ClientSession,
     ) -> set[bytes]:
         """Lay the documents as they are now over their records; return the exact ids of those at fault."""
@@ -161,6 +162,7 @@ class Planning:
                 at=at,
                 generation=task.generation,
                 live=live,
+                stamps=stamps,
                 collated=task.collated,
                 session=session,
             )

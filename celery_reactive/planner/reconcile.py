@@ -86,7 +86,7 @@ class Reconciler:
                 for task in tasks:
                     # Records made without a run carry the scan's start, so that the first change after it runs (B-2).
                     time_of_read = at if task.definition.backfill else start
-                    self._planning.apply(task, page, at=time_of_read, live=False, session=session)
+                    self._planning.apply(task, page, at=time_of_read, live=False, stamps=False, session=session)
                 after = page[-1]
                 seen += len(page)
         return seen

@@ -181,6 +181,7 @@ def apply_observation(
     reset_retries: bool,
     reentry_runs: bool,
     live: bool,
+    stamps: bool,
 ) -> list[Stage]:
     """Return the `whenMatched` pipeline that lays the observation `$$new` over an existing record (B-13 to B-17).
 
@@ -193,6 +194,8 @@ def apply_observation(
         reset_retries: Whether a change starts the attempts anew (B-15).
         reentry_runs: Whether re-entering the filter runs the task; false for the projection `{"_id": 1}` (B-17).
         live: An event told of the document; false: a scan came by, which runs nothing that it once left unrun.
+        stamps: Whether an observation of nothing new moves the record's time. A scan's must not: a deletion and
+            re-insertion that it read over are still to be told, and would be refused as older (B-18, B-48).
     """
     accepted = {"$and": [{"$gte": ["$$new._r.at", "$_r.at"]}, {"$gte": ["$$new._r.gen", "$_r.gen"]}]}
     newer = {"$and": [accepted, {"$gt": ["$$new._r.at", "$_r.at"]}]}
@@ -234,7 +237,7 @@ def apply_observation(
                 "firstErrorAt": _if({"$and": [run, starts_anew]}, None, "$firstErrorAt"),
                 "lastError": _if({"$and": [run, starts_anew]}, None, "$lastError"),
                 "_r": {
-                    "at": _if("$_r.plan.accepted", "$$new._r.at", "$_r.at"),
+                    "at": _if("$_r.plan.accepted" if stamps else run, "$$new._r.at", "$_r.at"),
                     "gen": _if("$_r.plan.accepted", "$$new._r.gen", "$_r.gen"),
                     "changedAt": _if(run, first_change, "$_r.changedAt"),
                     "wakeAt": _if(waits, next_run, "$_r.wakeAt"),

@@ -69,6 +69,7 @@ def apply_observations(
     at: Timestamp,
     generation: int,
     live: bool,
+    stamps: bool = True,
     collated: bool = False,
     session: ClientSession | None = None,
 ) -> None:
@@ -85,6 +86,7 @@ def apply_observations(
         at: A cluster time known before this statement is sent; *session* is causally after it.
         generation: Of the stored definition.
         live: An event told of the documents; false for a scan.
+        stamps: Whether also an observation of nothing new moves the records' time, see `pipelines`.
         collated: The watched collection has a default collation: its filter is asked apart, under it, and what
             is watched is compared under the simple one. A document that changes in between has a later event.
         session: Causal session of the planner.
@@ -116,6 +118,7 @@ def apply_observations(
                         reset_retries=task.retry_policy.reset_retries_on_data_change,
                         reentry_runs=not task.projection.only_id,
                         live=live,
+                        stamps=stamps,
                     ),
                     "whenNotMatched": "insert",
                 },

@@ -259,3 +259,14 @@ def test_scan_and_live_work_together_lose_no_final_state(bench: Bench, desk: Des
     assert {bench.state(doc_id) for doc_id in final} == {RecordState.COMPLETED}
     off = {record["sourceDocId"] for record in bench.records.find({"$or": [{"_r.gone": True}, {"_r.left": True}]})}
     assert off == {record["sourceDocId"] for record in bench.records.find()} - final.keys()
+
+
+def test_a_scan_does_not_hide_a_deletion_and_reinsertion_before_it(bench: Bench, desk: Desk) -> None:
+    """B-18, B-48: the scan reads the new document with the old one's values before the stream tells of both."""
+    document = {**DOCUMENT, "_id": 1}
+    bench.handle(document)
+    bench.delete(1)
+    told = bench.put(document)
+    reconcile(desk)
+    desk.planning.plan_changes([desk.deleted(1), desk.written(1, inserted=True)], at=told)
+    assert bench.state(1) is RecordState.PENDING
