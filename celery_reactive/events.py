@@ -332,5 +332,5 @@ class CleanupFinished(Event):
     records: int
 
 
-EVENTS: tuple[type[Event], ...] = tuple(Event.__subclasses__())
-"""Every event, in the order above."""
+EVENTS: tuple[type[Event], ...] = tuple({event.code: event for event in Event.__subclasses__()}.values())
+"""Every event once, in the order above; by code, as a dataclass with slots leaves the class it replaces behind."""

@@ -31,7 +31,7 @@ class Settings:
     mongodb_url: str = dataclasses.field(default=_DEFAULT_URL, repr=False)
     """Connection string; its database is the default database."""
     mongodb_client: Callable[[], Any] | None = None
-    """Makes the client instead; called once in each process, after the fork."""
+    """Makes the client instead: a new one at each call, for it is called after a fork and closed after use."""
     database: str | None = None
     """Default database of tasks and of the globals collection; None: the connection string's, else `test`."""
     records_suffix: str = "_tasks"

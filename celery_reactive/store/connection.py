@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from pymongo import MongoClient, ReadPreference
@@ -23,9 +24,13 @@ from pymongo.write_concern import WriteConcern
 from celery_reactive.core.record import CODEC
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.settings import Settings
-from celery_reactive.store.errors import translating
+from celery_reactive.store.errors import time_limit, translating
 
-_TIMEOUTS_MS = {"serverSelectionTimeoutMS": 10_000, "connectTimeoutMS": 5_000, "socketTimeoutMS": 20_000}
+_TIMEOUTS_MS: dict[str, Any] = {
+    "serverSelectionTimeoutMS": 10_000,
+    "connectTimeoutMS": 5_000,
+    "socketTimeoutMS": 20_000,
+}
 """Without these a frozen primary holds a statement for a minute and more."""
 
 Document = dict[str, Any]
@@ -56,28 +61,25 @@ class Connection:
         self._client = None
 
     @contextmanager
-    def brief(self, timeout_ms: int = 2_000) -> Iterator[Connection]:
-        """Yield a connection of its own with short time-outs, closed at the end: for the worker's parent process.
+    def brief(self, limit: timedelta = timedelta(seconds=4)) -> Iterator[Connection]:
+        """Yield a connection of its own, closed at the end: for the worker's parent process.
 
         The parent must not keep a client, whose threads a later fork would break.
+
+        Args:
+            limit: What all statements of the block together may take.
         """
         brief = Connection(self._settings)
-        brief._client = self._connect(
-            serverSelectionTimeoutMS=timeout_ms,
-            connectTimeoutMS=timeout_ms,
-            socketTimeoutMS=timeout_ms,
-        )
-        brief._pid = os.getpid()
         try:
-            yield brief
+            with time_limit(limit):
+                yield brief
         finally:
             brief.close()
 
-    def _connect(self, **overrides: int) -> MongoClient[Document]:
+    def _connect(self) -> MongoClient[Document]:
         make: Callable[[], MongoClient[Document]] | None = self._settings.mongodb_client
-        if make is not None and not overrides:
+        if make is not None:
             return make()
-        options: dict[str, Any] = {**_TIMEOUTS_MS, **overrides}
         with translating():
             return MongoClient(
                 self._settings.mongodb_url,
@@ -86,7 +88,7 @@ class Connection:
                 uuidRepresentation="standard",
                 datetime_conversion="DATETIME_AUTO",
                 retryWrites=True,
-                **options,
+                **_TIMEOUTS_MS,
             )
 
     def database(self, name: str | None = None) -> Database[Document]:

@@ -55,9 +55,3 @@ def find_existing(source: Collection[Any], doc_ids: Sequence[Any], *, session: C
     """Return those of *doc_ids* whose documents exist."""
     query = {"_id": {"$in": list(doc_ids)}}
     return [document["_id"] for document in source.find(query, projection=["_id"], session=session)]
-
-
-@translated
-def estimated_count(source: Collection[Any]) -> int:
-    """Return about how many documents *source* holds, without counting them."""
-    return source.estimated_document_count()

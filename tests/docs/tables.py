@@ -117,7 +117,7 @@ def events() -> str:
             without_rules(inspect.cleandoc(event.__doc__ or "").partition("\n\n")[0]),
             ", ".join(f"`{field.name}`" for field in dataclasses.fields(event)),
         ]
-        for event in {event.code: event for event in EVENTS}.values()
+        for event in EVENTS
     ]
     return table(["signal", "level", "when", "facts"], rows)
 
