@@ -147,9 +147,15 @@ def _in_every_app(upgrade: Callable[[Celery], None]) -> None:
 
 
 def _make_reactive(task: Task, options: dict[str, Any]) -> None:
-    """Lay the mixin over the class of *task*: a base of its own would lose the user's."""
+    """Lay the mixin over the class of *task*: a base of its own would lose the user's.
+
+    Raises:
+        ConfigurationError: The declaration is wrong, its name is taken, or the task has been declared before.
+    """
     if isinstance(task, ReactiveMixin):
-        return
+        if task.reactive_options is options:
+            return
+        raise ConfigurationError(task.reactive.name, ["expected one @reactive_task on a Celery task, got two"])
     definition = declare(task.name, options)
     handle = Reactive.of(task.app)
     handle.registry.add(definition, celery_name=task.name)
@@ -161,10 +167,12 @@ def _make_reactive(task: Task, options: dict[str, Any]) -> None:
             "__module__": type(task).__module__,
             "__doc__": type(task).__doc__,
             "reactive": definition,
+            "reactive_options": options,
             "reactive_parts": handle,
         },
     )
     task.__trace__ = tracer
+    task.retry_coroutines()
 
 
 class Reactive:
@@ -175,12 +183,14 @@ class Reactive:
 
     def __new__(cls, app: Celery) -> Self:
         """Return the handle of *app*, made at the first call."""
-        handle: Self | None = app.__dict__.get(_HANDLE)
-        if handle is None:
-            handle = super().__new__(cls)
-            handle._initialize(app)
-            app.__dict__[_HANDLE] = handle
-        return handle
+        known: Self | None = app.__dict__.get(_HANDLE)
+        if known is not None:
+            return known
+        handle = super().__new__(cls)
+        handle._initialize(app)
+        # Of two threads that come here at once, one makes the handle that both get.
+        first: Self = app.__dict__.setdefault(_HANDLE, handle)
+        return first
 
     def _initialize(self, app: Celery) -> None:
         self._app = app

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, ClassVar
+
+from celery_reactive.core.suggest import shown
+
+_LONGEST_TEXT = 300
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,6 +28,32 @@ class Event:
     def facts(self) -> dict[str, Any]:
         """Return the fields by name, for structured logs."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def in_words(self) -> str:
+        """Return the facts as `name=value` pairs, for people; what is unknown is left out."""
+        return in_words(self.facts())
+
+
+def in_words(facts: Mapping[str, Any]) -> str:
+    """Return *facts* as `name=value` pairs on one line."""
+    return " ".join(f"{name}={_text(value)}" for name, value in facts.items() if value is not None)
+
+
+def _text(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.3g}"
+        case str():
+            text = " ".join(value.split())[:_LONGEST_TEXT]
+            return f'"{text}"' if " " in text else text
+        case tuple() | list() | frozenset():
+            return ",".join(str(each) for each in value)
+        case int():
+            return str(value)
+        case _:
+            return str(value) if hasattr(value, "isoformat") else shown(value)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

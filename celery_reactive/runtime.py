@@ -30,13 +30,15 @@ class Runtime:
     """Called with each event after it was logged; one that raises is logged and harms nothing."""
     task_caller: Callable[..., Any] | None = None
     """Wraps every execution: called with the call to make and its context (B-37)."""
-    task_filter: Callable[[str], bool] | None = None
-    """Asked each dispatch round; a task for which it returns false is held back (B-37)."""
+    task_filter: Callable[[str], object] | None = None
+    """Asked with a task's name each dispatch round; where it returns false the task is held back (B-37)."""
 
     def emit(self, event: Event) -> None:
         """Log *event* and tell every listener."""
         if logger.isEnabledFor(event.level):
-            logger.log(event.level, event.message, extra={"event": event.code, "facts": event.facts()})
+            # The message stays constant, for machines that group by it; people read the facts behind it.
+            facts = {"event": event.code, "facts": event.facts()}
+            logger.log(event.level, f"{event.message}: %s", event.in_words(), extra=facts)  # noqa: G004 -- constant
         for listener in self.listeners:
             try:
                 listener(event)

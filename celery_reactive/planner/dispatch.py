@@ -133,6 +133,7 @@ class Dispatcher:
         self._ended = ended
         self._kicked = threading.Event()
         self._complaint = Complaint("the broker")
+        self._filter_complaint = Complaint("reactive_task_filter")
         self._unpublished: dict[str, list[RecordKey]] = {}
         self._held: dict[str, float] = {}
         """Tasks of which nothing may be sent now, whatever is due, and after how many seconds to look again."""
@@ -162,12 +163,27 @@ class Dispatcher:
         self._clear_unpublished()
         names = [task.definition.name for task in self._tasks]
         controls = definitions.read_all(self._runtime.connection.globals(), names)
-        self._held = {name: _PAUSED_WAIT_SECONDS for name in names if controls[name].holds_back}
+        self._held = {
+            name: _PAUSED_WAIT_SECONDS for name in names if controls[name].holds_back or self._is_held_by_filter(name)
+        }
         return sum(
             self._send_due(task.definition)
             for task in self._tasks
             if task.definition.name not in self._held and not self._ended.is_set()
         )
+
+    def _is_held_by_filter(self, task: str) -> bool:
+        """Ask `reactive_task_filter` (B-37); one that raises holds back, as nobody knows what it would have said."""
+        allows = self._runtime.task_filter
+        if allows is None:
+            return False
+        try:
+            held = not allows(task)
+        except Exception as error:  # noqa: BLE001 -- the user's code may raise anything
+            self._filter_complaint.away(error)
+            return True
+        self._filter_complaint.back()
+        return held
 
     def _send_due(self, task: ReactiveTask) -> int:
         target = self._runtime.connection.records(task)

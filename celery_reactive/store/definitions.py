@@ -208,9 +208,9 @@ def throttle(globals_: Globals, task: str, until: datetime) -> datetime:
 
 
 @translated
-def set_paused(globals_: Globals, task: str, *, paused: bool) -> bool:
-    """Pause or resume *task*; resuming ends a throttle too. Return whether that changed anything (B-53)."""
+def set_paused(globals_: Globals, task: str, *, paused: bool) -> None:
+    """Pause or resume *task*; resuming ends a throttle too (B-53)."""
     change: dict[str, Any] = {"task": {"$literal": task}, "paused": paused}
     if not paused:
         change["throttledUntil"] = None
-    return globals_.update_one({"_id": _id(task)}, [{"$set": change}], upsert=True).modified_count > 0
+    globals_.update_one({"_id": _id(task)}, [{"$set": change}], upsert=True)

@@ -321,27 +321,30 @@ def claim(
     }
     attempt = pipelines.start_attempt(token=token, worker=worker, lease=lease, company=company)
     if company:
-        named = {"_id": {"$in": [key.id for key in keys]}}
-        records.update_many({**named, **due}, attempt, hint=_BY_ID, session=session)
-        won = list(
-            _undecoded(records).find(
-                {**named, "_r.claim.token": token},
-                projection=list(_CLAIMED_FIELDS),
-                hint=_BY_ID,
-                session=session,
-            ),
-        )
-    else:
-        one = _undecoded(records).find_one_and_update(
-            {"_id": keys[0].id, **due},
-            attempt,
-            projection=list(_CLAIMED_FIELDS),
-            return_document=ReturnDocument.AFTER,
-            session=session,
-        )
-        won = [] if one is None else [one]
+        named = {"_id": {"$in": [key.id for key in keys]}, **due}
+        records.update_many(named, attempt, hint=_BY_ID, session=session)
+        return find_claims(records, keys, token=token, session=session)
+    won = _undecoded(records).find_one_and_update(
+        {"_id": keys[0].id, **due},
+        attempt,
+        projection=list(_CLAIMED_FIELDS),
+        return_document=ReturnDocument.AFTER,
+        session=session,
+    )
+    return [] if won is None else [_claim(keys[0].task, won, session)]
+
+
+@translated
+def find_claims(records: Records, keys: Sequence[RecordKey], *, token: str, session: ClientSession) -> list[Claim]:
+    """Return the claims of *token* among *keys*, in their order: also after a claim whose outcome is unknown.
+
+    Raises:
+        StoreUnavailableError: Still unknown.
+    """
+    owned = {"_id": {"$in": [key.id for key in keys]}, "_r.claim.token": token, **pipelines.state_is(RUNNING)}
+    found = _undecoded(records).find(owned, projection=list(_CLAIMED_FIELDS), hint=_BY_ID, session=session)
     # Keys come from messages, whose ids tell no Int64 from an int: what the server found by one key is named by it.
-    claims = {id_to_text(claim.key.doc_id): claim for claim in (_claim(keys[0].task, one, session) for one in won)}
+    claims = {id_to_text(claim.key.doc_id): claim for claim in (_claim(keys[0].task, one, session) for one in found)}
     return [claims[name] for name in (id_to_text(key.doc_id) for key in keys) if name in claims]
 
 

@@ -98,9 +98,9 @@ def find(
     *,
     task: str | None = None,
     reason: Reason | None = None,
-    limit: int = 1000,
+    limit: int = 0,
 ) -> list[Unplanned]:
-    """Return unplanned documents in the order of their ids."""
+    """Return unplanned documents in the order of their ids; *limit* 0: all."""
     wanted: dict[str, Any] = {"_id.k": "unplanned"}
     if task is not None:
         wanted["_id.t"] = task

@@ -9,13 +9,15 @@ A message without the planner's header is a user's own call and is left to Celer
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
+import os
 import socket
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -79,6 +81,8 @@ class ReactiveMixin(Task):
 
     reactive: ClassVar[ReactiveTask]
     """The definition."""
+    reactive_options: ClassVar[Mapping[str, Any]]
+    """As written in the decorator: tells a declaration seen again from a second one."""
     reactive_parts: ClassVar[RuntimeOf]
     """Makes the app's parts at the first use."""
 
@@ -118,6 +122,18 @@ class ReactiveMixin(Task):
                 extra={"event": "time_limits_ignored", "task": self.name},
             )
         return super().start_strategy(app, consumer, **kwargs)
+
+    def retry_coroutines(self) -> None:
+        """Let `autoretry_for` see what a coroutine raises: Celery's wrapper only sees that one was returned."""
+        wrapped = getattr(self, "_orig_run", None)
+        if wrapped is None or not inspect.iscoroutinefunction(wrapped):
+            return
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            result = wrapped(*args, **kwargs)
+            return result if self.request.called_directly else _complete(result)
+
+        self._orig_run = run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one record if that is what this call is for; otherwise what the user asked for."""
@@ -297,17 +313,15 @@ class ReactiveMixin(Task):
 
     def _handler_call(self, context: TaskContext) -> Callable[[], None]:
         def call() -> None:
-            result = super(ReactiveMixin, self).__call__(context) if self._has_own_call() else self.run(context)
-            if inspect.iscoroutine(result):
-                _event_loop().run_until_complete(result)
+            _complete(super(ReactiveMixin, self).__call__(context) if self._has_own_call() else self.run(context))
 
         return call
 
     def _call_as_celery_would(self, *args: Any, **kwargs: Any) -> Any:
         """A user's own call: in a worker the tracer has pushed a request, elsewhere Celery pushes a blank one."""
-        if self._has_own_call() or self.request.called_directly:
+        if self.request.called_directly:
             return super().__call__(*args, **kwargs)
-        return self.run(*args, **kwargs)
+        return _complete(super().__call__(*args, **kwargs) if self._has_own_call() else self.run(*args, **kwargs))
 
     def _has_own_call(self) -> bool:
         """Whether the user's base class defines `__call__`, as Flask's context tasks do."""
@@ -356,15 +370,43 @@ class NothingRunError(Ignore):
 _NOTHING = NothingRunError("nothing to report for this message")
 
 
-class _Loops(threading.local):
-    loop: asyncio.AbstractEventLoop | None = None
+class _Loop:
+    """The event loop of this process, on which coroutine handlers run one at a time (B-1).
+
+    One loop, so that an asynchronous client made at import serves every handler; one at a time, as a coroutine
+    runs in the thread of its run, where Celery keeps the request.
+    """
+
+    def __init__(self) -> None:
+        self._make()
+        os.register_at_fork(after_in_child=self._make)
+
+    def _make(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._turn = threading.RLock()
+
+    def complete(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run *coroutine* to its end; return its result or raise what it raises."""
+        with self._turn:
+            if self._loop is None or self._loop.is_closed():
+                self._loop = asyncio.new_event_loop()
+            task = self._loop.create_task(coroutine)
+            try:
+                return self._loop.run_until_complete(task)
+            finally:
+                if not task.done():
+                    self._cancel(self._loop, task)
+
+    def _cancel(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+        """End what a time limit has interrupted: the next handler must not find it on the loop."""
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            loop.run_until_complete(task)
 
 
-_loops = _Loops()
+_LOOP = _Loop()
 
 
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """The event loop on which this thread of the worker runs coroutine handlers."""
-    if _loops.loop is None or _loops.loop.is_closed():
-        _loops.loop = asyncio.new_event_loop()
-    return _loops.loop
+def _complete(result: Any) -> Any:
+    """Return what a handler returned; a coroutine is run to its end first."""
+    return _LOOP.complete(result) if inspect.iscoroutine(result) else result

@@ -97,15 +97,14 @@ def _claim(
     session: ClientSession,
     one_only: bool,
 ) -> list[Run]:
+    target, lease = runtime.connection.records(task), runtime.settings.visibility_timeout
+
     def claim(keys: Sequence[RecordKey]) -> list[Claim]:
-        return records.claim(
-            runtime.connection.records(task),
-            keys,
-            token=token,
-            worker=worker,
-            lease=runtime.settings.visibility_timeout,
-            session=session,
-        )
+        try:
+            return records.claim(target, keys, token=token, worker=worker, lease=lease, session=session)
+        except StoreUnavailableError:
+            # What was claimed without an answer is this worker's, and nobody else can run it.
+            return records.find_claims(target, keys, token=token, session=session)
 
     sent = time.monotonic()
     keys = [one.key for one in named]
@@ -134,7 +133,12 @@ def _run_all(runs: Sequence[Run], body: Body, session: ClientSession) -> int:
             # A process that was frozen must not go on with what it may no longer own.
             HEARTBEAT.settled(run)
             continue
-        _run(run, body, session)
+        try:
+            _run(run, body, session)
+        except BaseException:
+            # The process ends with this record; its neighbours have not begun.
+            _give_back(runs[number + 1 :])
+            raise
         done += 1
     return done
 
@@ -153,9 +157,9 @@ def _give_back(runs: Sequence[Run]) -> None:
 
 
 def _run(run: Run, body: Body, session: ClientSession) -> None:
-    if run.outdated and (skipped := _skipped_unseen(run, session)) is not None:
+    if run.outdated and (unseen := _ended_unseen(run, session)) is not None:
         HEARTBEAT.settled(run)
-        finalize(run, skipped)
+        finalize(run, unseen)
         return
     run.runtime.emit(RunStarted(str(run.claim.key), run.claim.attempt))
     outcome: Outcome
@@ -192,17 +196,20 @@ def _finalize_uninterrupted(run: Run, outcome: Outcome) -> None:
         finalize(run, outcome)
 
 
-def _skipped_unseen(run: Run, session: ClientSession) -> Skipped | None:
+def _ended_unseen(run: Run, session: ClientSession) -> Skipped | GivenBack | None:
     """Ask the stored filter about a record observed under an older one; outside it no handler is called (B-32)."""
-    found = documents.read(
-        run.runtime.connection.documents(run.task),
-        run.task,
-        run.claim,
-        projection={"_id": 1},
-        session=session,
-        collated=run.collated,
-        options={},
-    )
+    try:
+        found = documents.read(
+            run.runtime.connection.documents(run.task),
+            run.task,
+            run.claim,
+            projection={"_id": 1},
+            session=session,
+            collated=run.collated,
+            options={},
+        )
+    except StoreUnavailableError:
+        return GivenBack()
     match found:
         case Read() | MovedOn():
             return None

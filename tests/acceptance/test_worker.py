@@ -239,6 +239,17 @@ def test_whatever_is_raised_is_a_failed_attempt(shop: Shop, doc_id: str) -> None
     assert 0 < len(record["lastError"].encode()) <= 8 * 1024
 
 
+def test_too_little_memory_is_a_failed_attempt(shop: Shop) -> None:
+    """B-25: and it stays one where Celery ends the whole worker for it, as it does but on threads."""
+    shop.run("fails_oddly", "memory")
+    record = shop.settled("fails_oddly", "memory")
+    if shop.pool != "threads":
+        shop.worker.wait()
+        assert shop.record("fails_oddly", "memory")["executionHistory"] == record["executionHistory"]
+        shop.start(shop.pool)
+    assert (record["status"], record["attempts"], record["lastError"]) == ("pending", 1, "none left")
+
+
 def test_a_deferral_is_no_attempt(shop: Shop) -> None:
     """B-34: pending at the time, attempts as before, and a held one stays there although the data changes."""
     shop.run("defers", "deferred", "held")
@@ -358,12 +369,19 @@ def test_autoretry_is_a_failed_attempt_with_its_countdown(shop: Shop) -> None:
     assert (record["status"], record["lastError"], waits(record)) == ("pending", "auto", timedelta(hours=1))
 
 
+def test_autoretry_sees_what_a_coroutine_raises(shop: Shop) -> None:
+    """B-1, B-40: Celery's own wrapper would see a coroutine returned."""
+    shop.run("awaits_and_retries", "auto")
+    record = shop.settled("awaits_and_retries", "auto")
+    assert (record["status"], record["lastError"], waits(record)) == ("pending", "'auto'", timedelta(hours=1))
+
+
 def test_coroutines_run_on_one_loop(shop: Shop) -> None:
     """B-1: a coroutine function is run to completion."""
     shop.run("awaits", "a1", "a2", "a3")
     assert all(shop.settled("awaits", doc_id)["status"] == "completed" for doc_id in ("a1", "a2", "a3"))
-    if shop.pool == "solo":
-        assert len({run["loop"] for run in shop.notes("ran") if "loop" in run}) == 1
+    loops = {(run["pid"], run["loop"]) for run in shop.notes("ran") if "loop" in run}
+    assert len(loops) == len({pid for pid, _ in loops})
 
 
 def test_a_base_of_the_users_own_is_kept(shop: Shop) -> None:
@@ -537,6 +555,17 @@ def test_a_success_written_without_an_answer_stays_one(shop: Shop) -> None:
     shop.run("succeeds", "after the unheard")
     shop.settled("succeeds", "after the unheard")
     assert "lease lost" not in shop.worker.text()
+
+
+def test_a_claim_made_without_an_answer_is_run(shop: Shop) -> None:
+    """B-23: the worker looks whether the token is its own; no lease has to end, and no attempt is spent."""
+    shop.plan("succeeds", "unheard claim")
+    admin = shop.runtime.connection.client.admin
+    failing = {"failCommands": ["findAndModify"], "writeConcernError": {"code": 64, "errmsg": "waiting timed out"}}
+    admin.command({"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": failing})
+    shop.publish("succeeds", "unheard claim")
+    record = shop.settled("succeeds", "unheard claim")
+    assert (record["status"], record["attempts"]) == ("completed", 1)
 
 
 # --- what monitors see -----------------------------------------------------------------------------

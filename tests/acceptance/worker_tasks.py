@@ -279,6 +279,12 @@ async def awaits(ctx):
     note("ran", doc=ctx.doc_id, loop=id(asyncio.get_running_loop()), pid=os.getpid())
 
 
+@reactive(celery={"autoretry_for": (KeyError,), "retry_kwargs": {"countdown": 3600}})
+async def awaits_and_retries(ctx):
+    await asyncio.sleep(0.01)
+    raise KeyError("auto")
+
+
 class OwnBase(Task):
     abstract = True
 

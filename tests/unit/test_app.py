@@ -113,6 +113,15 @@ def test_two_tasks_cannot_have_one_name(new_app: MakeApp) -> None:
         reactive_task(collection="docs", task="same")(app.task(name="two")(handle))
 
 
+def test_a_task_is_declared_once(new_app: MakeApp) -> None:
+    """B-2: a second declaration is an error, not ignored."""
+    app = new_app()
+    app.finalize()
+    task = reactive_task(collection="docs")(app.task(name="one")(handle))
+    with pytest.raises(ConfigurationError, match="one: expected one @reactive_task on a Celery task, got two"):
+        reactive_task(collection="others")(task)
+
+
 def test_a_shared_task_that_cannot_be_declared_stops_what_starts(new_app: MakeApp) -> None:
     """B-2: Celery's signals swallow the error; whatever needs the app's parts raises it."""
 
