@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RULES = range(1, 41)
-UNTESTED = frozenset({3})
+UNTESTED: frozenset[int] = frozenset()
 """Rules that no test names yet. The set can only shrink."""
 IN_A_DOCSTRING = re.compile(r"\bB-(\d+)\b")
 IN_A_NAME = re.compile(r"_b(\d+)(?=_|$)")

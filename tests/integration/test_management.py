@@ -6,6 +6,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -542,3 +543,22 @@ def test_planning_failures_are_listed(reactive: Reactive, sync: Bench, index: Be
     assert len(reactive.planning_failures()) == 2
     assert len(reactive.planning_failures(limit=1)) == 1
     assert reactive.status().planning_failures == 2
+
+
+def test_the_guides_page_does_what_it_says(app: Celery, reactive: Reactive, sync: Bench) -> None:
+    """B-51 to B-53: the functions of the page, called on a real server."""
+    page = Path(__file__).parents[2] / "docs" / "guide" / "managing.md"
+    names: dict[str, Any] = {"app": app, "Reactive": Reactive}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(block, names)  # noqa: S102 -- the repository's own page
+    failed(sync, 1, "connection refused")
+    sync.plan(on(2, test=True), on(3))
+    names["repair"](3)
+    assert sync.record(1)["nextRunAt"] <= sync.now()
+    assert sync.record(2)["executionHistory"][-1]["status"] == "discarded"
+    assert sync.record(3)["_r"]["forced"]
+    sync.exhaust(sync.claim(1)[0])
+    assert names["show_failures"]() is None
+    names["maintenance"]()
+    assert not definitions.read(reactive.runtime.connection.globals(), "sync").holds_back
+    names["report"]()
