@@ -19,6 +19,8 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from celery_reactive import embedded
+from celery_reactive.embedded.mongo import find_mongod
+from celery_reactive.embedded.process import free_port
 from tests.acceptance.project import Project, wait_until
 
 REACTIVE = [sys.executable, "-m", "celery_reactive.cli"]
@@ -169,10 +171,10 @@ def test_a_misspelt_option_is_answered_with_the_right_one(project: Project) -> N
 
 def test_a_standalone_server_is_refused_with_the_remedy(project: Project, tmp_path: Path) -> None:
     """B-65: without a replica set there are no change streams; the message says how to make it one."""
-    program = embedded._find_mongod()
+    program = find_mongod()
     if program is None:
         pytest.skip("SecantusDB cannot be started standalone")
-    port = embedded._free_port()
+    port = free_port()
     folder = tmp_path / "standalone"
     folder.mkdir()
     options = [f"--dbpath={folder}", f"--port={port}", "--bind_ip=127.0.0.1", "--nounixsocket"]

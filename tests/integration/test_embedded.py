@@ -12,15 +12,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import amqp
 import pytest
 import redis
+from kombu import Connection as BrokerConnection
+from kombu.exceptions import OperationalError
 from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from celery_reactive.embedded import EmbeddedServerError, ExternalServer, MongoServer, ValkeyServer, broker, mongodb
+from celery_reactive.embedded import (
+    EmbeddedServerError,
+    ExternalServer,
+    MongoServer,
+    RabbitServer,
+    ValkeyServer,
+    broker,
+    mongodb,
+)
+from celery_reactive.embedded.process import free_port
 
 STARTER = """
 import sys
@@ -150,6 +162,66 @@ def test_a_suspended_valkey_does_not_answer_until_resumed(valkey: ValkeyServer) 
         assert connection.ping()
 
 
+@pytest.fixture
+def rabbit() -> Iterator[RabbitServer]:
+    """A RabbitMQ that the test may break."""
+    try:
+        server = RabbitServer()
+    except EmbeddedServerError as error:
+        pytest.skip(str(error))
+    with server:
+        yield server
+
+
+def test_a_rabbitmq_lives_through_everything(rabbit: RabbitServer) -> None:
+    """Frozen it is silent; killed it comes back on its port with its queues, or empty if its data were discarded."""
+    url, folder = rabbit.url, rabbit.process.folder
+    assert depth_of_queue(url, declare=True) == 0
+    send_to_queue(url)
+    rabbit.suspend()
+    with pytest.raises(OperationalError, match="timed out"):
+        depth_of_queue(url)
+    rabbit.resume()
+    assert depth_of_queue(url) == 1
+    rabbit.kill()
+    with pytest.raises(OperationalError, match="refused"):
+        depth_of_queue(url)
+    rabbit.start()
+    assert rabbit.url == url
+    assert depth_of_queue(url) == 1
+    with pytest.raises(EmbeddedServerError, match="kill it before"):
+        rabbit.discard_data()
+    rabbit.kill()
+    rabbit.discard_data()
+    rabbit.start()
+    with pytest.raises(amqp.NotFound):
+        depth_of_queue(url)
+    rabbit.stop()
+    assert not folder.exists()
+
+
+def depth_of_queue(url: str, *, declare: bool = False) -> int:
+    """Return how many messages wait in the queue, made first if asked for."""
+    with BrokerConnection(url, connect_timeout=2) as connection:
+        channel = connection.default_channel
+        return int(channel.queue_declare("q", passive=not declare, durable=True, auto_delete=False).message_count)
+
+
+def send_to_queue(url: str) -> None:
+    """Put a persistent message into the queue, and have that confirmed."""
+    with BrokerConnection(url, transport_options={"confirm_publish": True}) as connection:
+        connection.Producer().publish({}, routing_key="q", delivery_mode=2)
+
+
+def test_without_a_rabbitmq_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever has none learns how to get one."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("RABBITMQ_SERVER", raising=False)
+    monkeypatch.setattr("celery_reactive.embedded.rabbit._DEBIAN", tmp_path / "none")
+    with pytest.raises(EmbeddedServerError, match=r"set RABBITMQ_SERVER.*apt-get install"):
+        RabbitServer()
+
+
 def test_stopping_removes_the_data_and_forgets_the_port() -> None:
     """A stopped server leaves nothing, and saying its port would be a lie."""
     server = MongoServer().start()
@@ -200,8 +272,7 @@ def test_a_program_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, t
 def test_a_port_taken_meanwhile_is_given_up_for_another(monkeypatch: pytest.MonkeyPatch, valkey: ValkeyServer) -> None:
     """Between choice and use anybody may take a port; the neighbour's server is not mistaken for ours."""
     ports = iter([valkey.process.port])
-    free_port = sys.modules["celery_reactive.embedded"]._free_port
-    monkeypatch.setattr("celery_reactive.embedded._free_port", lambda: next(ports, None) or free_port())
+    monkeypatch.setattr("celery_reactive.embedded.process.free_port", lambda: next(ports, None) or free_port())
     with ValkeyServer() as other:
         assert other.process.port != valkey.process.port
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-_WATCHDOG = 'read -r _; kill -9 -- "-$1" 2>/dev/null'
+_WATCHDOG = 'read -r _; kill -s KILL -- "-$1" 2>/dev/null'
 _LOG_TAIL_LINES = 15
 
 _APP = "celery_reactive.cli.demo.app"
