@@ -4,6 +4,7 @@
 #   make demo     the whole system on this machine, on embedded servers
 #   make test     all tests but the fault tests
 #   make fault    tests that kill and suspend servers
+#   make chaos    seeded faults for SECONDS, half of them on each broker, and an audit; SEED replays a run
 #   make check    linters, types, layers
 #   make bench    the measurements behind the performance goals
 
@@ -16,8 +17,9 @@ CHECKS := $(sort $(wildcard tools/check_*.py))
 TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/docs)
 PYTEST_OPTIONS ?=
 DEMO_OPTIONS ?=
+SECONDS ?= 600
 
-.PHONY: demo test fault check check-lint check-format check-types check-layers $(CHECKS) format bench clean install
+.PHONY: demo test fault chaos check check-lint check-format check-types check-layers $(CHECKS) format bench clean install
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -28,6 +30,9 @@ test: $(STAMP)
 
 fault: $(STAMP)
 	$(BIN)/python -m pytest tests/fault $(PYTEST_OPTIONS)
+
+chaos: $(STAMP)
+	$(BIN)/python -m tests.fault.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 # `make -k check` goes on to the next kind after a failure.
 check: check-lint check-format check-types check-layers $(CHECKS)
