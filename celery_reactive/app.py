@@ -17,7 +17,7 @@ from celery_reactive.core.duration import Duration
 from celery_reactive.core.registry import Registry
 from celery_reactive.errors import ConfigurationError
 from celery_reactive.events import Event
-from celery_reactive.management import by_hand, controls, listing
+from celery_reactive.management import by_hand, cleanup, controls, listing, reconciling
 from celery_reactive.management.listing import Page
 from celery_reactive.management.selection import TaskFilters
 from celery_reactive.management.status import Status, read_planning_failures, read_status
@@ -39,7 +39,8 @@ def reactive_task(**options: Any) -> Callable[[Any], Any]:
 
     Args:
         options: `collection` (required), `task`, `database`, `filter`, `watch_projection`, `backfill`, `debounce`,
-            `debounce_max_wait`, `retry_policy`, `cleanup_policy`, `execution_history_limit`, `evolution`, `chunk`.
+            `debounce_max_wait`, `retry_policy`, `cleanup_policy`, `execution_history_limit`, `evolution`, `chunk`,
+            `group`.
 
     Returns:
         A decorator that returns the Celery task; its definition is at `task.reactive`.
@@ -396,6 +397,44 @@ class Reactive:
         """
         return by_hand.trigger(self._knowing_all_tasks(), task, doc_id)
 
+    def cleanup(self, *tasks: str) -> int:
+        """Remove the records that nobody needs now, as the planner does from time to time (B-42).
+
+        Args:
+            tasks: Names of tasks; none: all. Those whose policy is `never` keep their records.
+
+        Returns:
+            Number of records removed.
+
+        Raises:
+            UnknownTaskError: A task does not exist; the message lists the known ones. Nothing was removed.
+            StoreUnavailableError: MongoDB does not answer; a part may have been removed. Doing it again is harmless.
+        """
+        return cleanup.cleanup(self._knowing_all_tasks(), *tasks)
+
+    def purge(self, task: str, *, gone: bool = False, left: bool = False, older_than: Duration | None = None) -> int:
+        """Remove records of *task* by hand, also where its policy is `never`, also when it is no longer declared.
+
+        With neither *gone* nor *left*, all records of a task that is no longer declared go, and what is stored about
+        it; a declared one needs one of them (B-4, B-41). A running record stays in any case.
+
+        Args:
+            task: Name of a task that is declared, or was.
+            gone: Records whose document was deleted.
+            left: Records whose document no longer matches the filter.
+            older_than: Only those not updated and not run for so long; None: whatever their age.
+
+        Returns:
+            Number of records removed.
+
+        Raises:
+            UnknownTaskError: No task of this name is declared or was; the message lists those there are.
+            ConfigurationError: Neither *gone* nor *left* for a declared task, or *older_than* is no duration. Nothing
+                was removed.
+            StoreUnavailableError: MongoDB does not answer; a part may have been removed. Doing it again is harmless.
+        """
+        return cleanup.purge(self._knowing_all_tasks(), task, gone=gone, left=left, older_than=older_than)
+
     def pause(self, task: str) -> None:
         """Start no run of *task*, anywhere, until it is resumed; its documents are planned meanwhile (B-53).
 
@@ -430,6 +469,17 @@ class Reactive:
             StoreUnavailableError: The throttle may be in force or not.
         """
         return controls.throttle(self._knowing_all_tasks(), task, delay)
+
+    def reconcile(self, *tasks: str) -> None:
+        """Have every document of *tasks* compared with its record, of all tasks if none is named (B-48).
+
+        The leading planner does it, beside its other work; `status().reconciliations` tells how far it has come.
+
+        Raises:
+            UnknownTaskError: A named task does not exist; the message lists the known ones. Nothing was asked for.
+            StoreUnavailableError: It may have been asked for of some of them.
+        """
+        reconciling.request(self._knowing_all_tasks(), tasks)
 
     def planning_failures(self, task: str | None = None, *, limit: int = 1000) -> list[Unplanned]:
         """Return the documents that could not be planned (B-20).

@@ -139,6 +139,20 @@ class ReconciliationStarted(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ReconciliationProgressed(Event):
+    """How far a scan has come; `done` and `total` count documents and records, `seconds_left` is estimated."""
+
+    code: ClassVar[str] = "reconciliation_progressed"
+    message: ClassVar[str] = "reconciliation goes on"
+    collection: str
+    tasks: tuple[str, ...]
+    done: int
+    total: int
+    per_second: float
+    seconds_left: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ReconciliationFinished(Event):
     """A scan of a collection for these tasks is done."""
 
@@ -148,6 +162,17 @@ class ReconciliationFinished(Event):
     tasks: tuple[str, ...]
     documents: int
     seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReprocessingFinished(Event):
+    """A handler has a new version, and the records that its policy names were made to run again (B-44)."""
+
+    code: ClassVar[str] = "reprocessing_finished"
+    message: ClassVar[str] = "records reset for a new version of their handler"
+    task: str
+    version: int
+    records: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

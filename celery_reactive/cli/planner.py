@@ -18,7 +18,7 @@ from celery.bin.base import LOG_LEVEL
 
 from celery_reactive.cli import logs
 from celery_reactive.cli.project import open_project
-from celery_reactive.planner.process import DEFAULT_GROUP
+from celery_reactive.core.task import DEFAULT_GROUP
 
 _INTERRUPTED = 1
 _GLANCE_SECONDS = 0.25

@@ -19,6 +19,7 @@ from celery_reactive.cli.project import open_project
 from celery_reactive.core.duration import format_duration
 from celery_reactive.core.record import RecordKey, id_to_text
 from celery_reactive.core.states import RecordState
+from celery_reactive.management.reconciling import ReconciliationStatus
 from celery_reactive.management.status import LeaderStatus, Status, TaskStatus, read_planning_failures, read_status
 from celery_reactive.store.unplanned import Unplanned
 
@@ -112,6 +113,8 @@ def _show(found: Status, console: Console) -> None:
     for position in found.positions:
         console.print(f"[bold]Planned[/]    {escape(position.database)} up to {_moment(position.planned_to)}", end="")
         console.print(f", {format_duration(_whole_seconds(position.lag))} ago")
+    for one in found.reconciliations:
+        console.print(f"[bold]Reconciles[/] {_reconciliation_in_words(one)}")
     console.print(f"[bold]Workers[/]    {_workers_in_words(found.workers)}")
     console.print(f"[bold]Failures[/]   {_failures_in_words(found.planning_failures)}\n")
     console.print(_tasks_table(found.tasks))
@@ -127,6 +130,12 @@ def _leader_in_words(leader: LeaderStatus | None) -> str:
     beat = "" if leader.heartbeat_age is None else f", heartbeat {leader.heartbeat_age.total_seconds():.1f} s ago"
     vanished = " [red](vanished: a stand-by takes over, if there is one)[/]" if leader.is_stale else ""
     return f"{escape(leader.instance)}, term {leader.term}{since}{beat}{vanished}"
+
+
+def _reconciliation_in_words(one: ReconciliationStatus) -> str:
+    left = "" if one.remaining is None else f", about {format_duration(one.remaining)} left"
+    share = 100 * one.done // one.total if one.total else 100
+    return f"{escape(one.namespace)}: {one.done:,} of {one.total:,} ({share} %), {one.per_second:,.0f}/s{left}"
 
 
 def _workers_in_words(workers: tuple[str, ...] | None) -> str:

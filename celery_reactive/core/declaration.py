@@ -15,7 +15,7 @@ from celery_reactive.core.policies import CleanupPolicy, Evolution
 from celery_reactive.core.projection import Projection, compile_projection
 from celery_reactive.core.retry import RetryPolicy
 from celery_reactive.core.suggest import shown
-from celery_reactive.core.task import DEFAULT_DEBOUNCE, DEFAULT_HISTORY_LIMIT, ReactiveTask
+from celery_reactive.core.task import DEFAULT_DEBOUNCE, DEFAULT_GROUP, DEFAULT_HISTORY_LIMIT, ReactiveTask
 from celery_reactive.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ OPTIONS = (
     "execution_history_limit",
     "evolution",
     "chunk",
+    "group",
 )
 """Every option there is. Another is refused by name, so that none is silently ignored."""
 
@@ -74,6 +75,7 @@ def declare(name: str, options: Mapping[str, Any]) -> ReactiveTask:
         ),
         evolution=given.read("evolution", _nameless(Evolution.parse), Evolution()),
         chunk=given.read("chunk", _read_chunk, None),
+        group=given.read("group", read_text, DEFAULT_GROUP),
     )
     given.check()
     return task

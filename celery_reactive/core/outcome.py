@@ -84,6 +84,8 @@ class Overtaken:
 
     values: RawBSONDocument
     """`{"v": watched values}` as read."""
+    generation: int
+    """Of the definition whose projection gave them."""
     duration: timedelta = timedelta(0)
 
 

@@ -46,23 +46,36 @@ class Projection:
         return self.included == ("_id",) and not self.computed
 
     def stages(self, *, keep: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the stages that turn each document into `{**keep, "w": watched values}`.
+        """Return the stages that turn each document into `{**keep, "w": watched values}`; see `stages_of`."""
+        return stages_of({"w": self}, keep=keep)
 
-        Computed fields are evaluated while the document is still the root, so that paths and `$$ROOT` mean what they
-        say; the projection below `w` then treats arrays and nested fields as one on the document itself would.
 
-        Args:
-            keep: Further fields with the expression of each, evaluated on the document; neither "w" nor "c".
-        """
-        replaced = {**keep, "w": "$$ROOT"}
-        if self.whole:
-            return [{"$replaceWith": replaced}]
-        names = {path: f"f{number}" for number, (path, _) in enumerate(self.computed)}
-        if names:
-            replaced["c"] = {names[path]: expression for path, expression in self.computed}
-        taken = {f"w.{path}": 1 for path in self.included}
-        computed = {f"w.{path}": f"$c.{name}" for path, name in names.items()}
-        return [{"$replaceWith": replaced}, {"$project": {**dict.fromkeys(keep, 1), **taken, **computed}}]
+def stages_of(projections: Mapping[str, Projection], *, keep: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the stages that turn each document into `{**keep, name: values}` for each named projection.
+
+    Computed fields are evaluated while the document is still the root, so that paths and `$$ROOT` mean what they
+    say; the projection below a name then treats arrays and nested fields as one on the document itself would.
+
+    Args:
+        projections: By the field that gets their values.
+        keep: Further fields with the expression of each, evaluated on the document; no name of a projection, and
+            none with "_computed" behind it.
+    """
+    replaced = dict(keep)
+    shown: dict[str, Any] = dict.fromkeys(keep, 1)
+    for name, projection in projections.items():
+        replaced[name] = "$$ROOT"
+        if projection.whole:
+            shown[name] = 1
+        shown |= {f"{name}.{path}": 1 for path in projection.included}
+        if projection.computed:
+            expressions = {f"f{number}": expression for number, (_, expression) in enumerate(projection.computed)}
+            replaced[f"{name}_computed"] = expressions
+            paths = (path for path, _ in projection.computed)
+            shown |= {f"{name}.{path}": f"${name}_computed.f{number}" for number, path in enumerate(paths)}
+    if all(projection.whole for projection in projections.values()):
+        return [{"$replaceWith": replaced}]
+    return [{"$replaceWith": replaced}, {"$project": shown}]
 
 
 def compile_projection(raw: object) -> Projection:

@@ -119,6 +119,9 @@ class Claim:
     """Generation of the definition under which the values were observed."""
     cluster_time: Timestamp
     """Known before any read of this run is sent."""
+    reset_for: int = 0
+    """The handler's version for which the record was last made to run again (B-44); 0: none."""
+    reset_at: datetime | None = None
 
     def now(self, elapsed: timedelta) -> datetime:
         """Return the server's time *elapsed* after the claim."""

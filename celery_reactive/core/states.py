@@ -99,6 +99,12 @@ RETRY_BY_HAND = Transition(
     RecordState.PENDING,
     target_if_running=RecordState.PROCESSING_DIRTY,
 )
+REPROCESS = Transition(
+    "reprocess",
+    FINAL | RUNNING | {RecordState.PENDING},
+    RecordState.PENDING,
+    target_if_running=RecordState.PROCESSING_DIRTY,
+)
 DISCARD = Transition("discard", frozenset({RecordState.PENDING, RecordState.FAILED}), RecordState.COMPLETED)
 REVOKE = Transition("revoke", frozenset({RecordState.PENDING}), RecordState.FAILED)
 
@@ -114,6 +120,7 @@ TRANSITIONS = (
     GIVE_BACK,
     OVERTAKE,
     RETRY_BY_HAND,
+    REPROCESS,
     DISCARD,
     REVOKE,
 )

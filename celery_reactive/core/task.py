@@ -17,6 +17,7 @@ from celery_reactive.core.retry import RetryPolicy
 
 DEFAULT_DEBOUNCE = timedelta(seconds=1)
 DEFAULT_HISTORY_LIMIT = 5
+DEFAULT_GROUP = "default"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -46,6 +47,8 @@ class ReactiveTask:
     evolution: Evolution = dataclasses.field(default_factory=Evolution)
     chunk: int | Literal["auto"] | None = None
     """Records a message may name; None: as `reactive_chunk` says."""
+    group: str = DEFAULT_GROUP
+    """The planner group that plans it (B-65)."""
 
     @property
     def paths(self) -> frozenset[str] | None:

@@ -115,6 +115,7 @@ def _make_record(runtime: Runtime, task: ReactiveTask, doc_id: Any) -> None:
             [doc_id],
             at=server.cluster_time(source.database, session),
             generation=stored.generation,
+            comparable=stored.lineage.comparable,
             live=True,
             collated=server.has_collation(source.database, source.name),
             session=session,

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 
 from celery_reactive.core.states import RecordState
 from celery_reactive.core.task import ReactiveTask
+from celery_reactive.management import reconciling
+from celery_reactive.management.reconciling import ReconciliationStatus
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, queries, unplanned
 from celery_reactive.store.unplanned import Unplanned
@@ -76,6 +78,8 @@ class Status:
     """None: no planner has ever led."""
     positions: tuple[PositionStatus, ...]
     tasks: tuple[TaskStatus, ...]
+    reconciliations: tuple[ReconciliationStatus, ...]
+    """Those under way."""
     planning_failures: int
     first_failures: tuple[Unplanned, ...]
     """The first few of them."""
@@ -104,6 +108,7 @@ def read_status(runtime: Runtime, *, group: str = "default", workers: tuple[str,
         leader=_leader(queries.leading(globals_, group), runtime.settings.leader_ttl),
         positions=tuple(position for position in positions if position is not None),
         tasks=tuple(_task(runtime, task, controls[task.name]) for task in runtime.registry),
+        reconciliations=reconciling.under_way(runtime, group=group),
         planning_failures=queries.count_unplanned(globals_),
         first_failures=tuple(unplanned.find(globals_, limit=_FIRST_FAILURES)),
         workers=workers,

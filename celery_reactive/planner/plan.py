@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bson import Timestamp
 
 from celery_reactive.core.changes import concerns
+from celery_reactive.core.evolution import Lineage
 from celery_reactive.core.record import RecordKey
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StatementFailedError, StoreBusyError
@@ -43,6 +44,8 @@ class PlannedTask:
     generation: int
     collated: bool
     """The watched collection compares strings under a collation of its own."""
+    lineage: Lineage = dataclasses.field(default_factory=lambda: Lineage(0))
+    """Earlier generations whose snapshots can still be compared."""
 
 
 class _Ids:
@@ -91,6 +94,8 @@ class Planning:
         self.tasks = tuple(tasks)
         self._set_aside: dict[tuple[str, bytes], bool] = {}
         """Documents that could not be planned, and whether their deletion is among what could not."""
+        self._adopted: set[str] = set()
+        """Tasks whose records all carry the present generation: every document has been looked at under it."""
         self._lock = threading.Lock()
         """Held while a document is set aside or forgotten: several stages do so."""
         self._recall()
@@ -139,6 +144,10 @@ class Planning:
         documents = len(concern.written) + len(concern.deleted)
         self._runtime.emit(DocumentsPlanned(task.definition.name, documents))
 
+    def note_reconciled(self, task: PlannedTask) -> None:
+        """Take note that every document has been looked at under the present definition of *task*."""
+        self._adopted.add(task.definition.name)
+
     def apply(
         self,
         task: PlannedTask,
@@ -152,6 +161,8 @@ class Planning:
         """Lay the documents as they are now over their records; return the exact ids of those at fault."""
         connection = self._runtime.connection
         source, target = connection.source(task.definition), connection.records(task.definition)
+        if task.lineage.earlier and task.definition.name not in self._adopted:
+            self._adopt(task, doc_ids, session)
 
         def statement(part: Sequence[Any]) -> None:
             records.apply_observations(
@@ -161,6 +172,7 @@ class Planning:
                 part,
                 at=at,
                 generation=task.generation,
+                comparable=task.lineage.comparable,
                 live=live,
                 stamps=stamps,
                 collated=task.collated,
@@ -168,6 +180,22 @@ class Planning:
             )
 
         return self._each(task, doc_ids, statement, at, gone=False)
+
+    def _adopt(self, task: PlannedTask, doc_ids: Sequence[Any], session: ClientSession) -> None:
+        """Let documents that have not changed keep their records as they are under a new projection (B-43).
+
+        Where that cannot be told, for an earlier projection fails or somebody holds a record, they count as changed.
+        """
+        connection = self._runtime.connection
+        source, target = connection.source(task.definition), connection.records(task.definition)
+        try:
+            with time_limit(_BATCH_LIMIT):
+                records.adopt_snapshots(source, target, task.definition, doc_ids, lineage=task.lineage, session=session)
+        except (StatementFailedError, StoreBusyError):
+            if len(doc_ids) > 1:
+                middle = len(doc_ids) // 2
+                self._adopt(task, doc_ids[:middle], session)
+                self._adopt(task, doc_ids[middle:], session)
 
     def leave(
         self,

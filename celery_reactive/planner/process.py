@@ -1,10 +1,11 @@
 """The planner process. Read this first in `planner/`.
 
-It stands by until it leads, and then runs five stages, each in a thread of its own, until it is told
+It stands by until it leads, and then runs its stages, each in a thread of its own, until it is told
 to stop or its term ends: *watch* follows the change stream and plans; *reconcile* looks at everything
-once where that is needed; *dispatch* publishes what is due; *rescue* ends runs whose worker has
-vanished; *mend* plans again what a transaction held. The stages share nothing but the database
-and a few events; each may fail and goes on.
+once where that is needed, after *evolve* has reset what a new version of a handler asks for; *dispatch*
+publishes what is due; *rescue* ends runs whose worker has vanished; *mend* plans again what a transaction
+held; *cleanup* removes records that nobody needs. The stages share nothing but the database and a few events; each
+may fail and goes on.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
-from celery_reactive.core.task import ReactiveTask
+from celery_reactive.core.suggest import listed
+from celery_reactive.core.task import DEFAULT_GROUP, ReactiveTask
 from celery_reactive.errors import ConfigurationError, StoreUnavailableError, TermEndedError
 from celery_reactive.events import PlannerStarted, PlannerStopped
 from celery_reactive.planner import elect
+from celery_reactive.planner.cleanup import Cleaner
 from celery_reactive.planner.dispatch import Dispatcher, Publisher
 from celery_reactive.planner.elect import Leadership
+from celery_reactive.planner.evolve import Evolver
 from celery_reactive.planner.patience import persist
 from celery_reactive.planner.plan import PlannedTask, Planning
 from celery_reactive.planner.reconcile import Reconciler
@@ -29,21 +33,20 @@ from celery_reactive.store import definitions, indexes, server
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_GROUP = "default"
 _MEND_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 _GLANCE_SECONDS = 0.1
 _LEAST_TERM_SECONDS = 1.0
 
 
-def check(runtime: Runtime, publisher: Publisher) -> list[ReactiveTask]:
-    """Check server, broker and every task before anything is started (B-3, B-4).
+def check(runtime: Runtime, publisher: Publisher, *, group: str = DEFAULT_GROUP) -> list[ReactiveTask]:
+    """Check server, broker and every task of a planner group before anything is started (B-3, B-4).
 
     Returns:
         The tasks that can be planned; a task that cannot is logged with the reason and left out.
 
     Raises:
-        ConfigurationError: There is no task, none can be planned, or the server is not fit.
+        ConfigurationError: There is no task, none in the group, none can be planned, or the server is not fit.
         StoreUnavailableError: MongoDB does not answer.
         BrokerUnavailableError: The broker does not answer.
     """
@@ -52,10 +55,14 @@ def check(runtime: Runtime, publisher: Publisher) -> list[ReactiveTask]:
             "no reactive task",
             ["expected at least one task declared with @reactive_task; is its module imported by the app?"],
         )
+    mine = [task for task in runtime.registry if task.group == group]
+    if not mine:
+        groups = listed(sorted({task.group for task in runtime.registry}))
+        raise ConfigurationError(f"group {group!r}", [f"expected a planner group that has tasks, one of {groups}"])
     server.check(runtime.connection.database(), shown_url=runtime.settings.shown_url)
     publisher.check()
     fit, problems = [], []
-    for task in runtime.registry:
+    for task in mine:
         try:
             _check_task(runtime, task)
             fit.append(task)
@@ -102,7 +109,7 @@ def run(
         ConfigurationError: Nothing was started.
         StoreUnavailableError: MongoDB does not answer at the start. Later it is waited for.
     """
-    tasks = check(runtime, publisher)
+    tasks = check(runtime, publisher, group=group)
     runtime.emit(PlannerStarted(runtime.settings.instance_id, len(tasks)))
     try:
         while (leadership := elect.campaign(runtime, group, stop)) is not None:
@@ -150,6 +157,7 @@ def _lead(
     for database in databases:
         own = [task for task in planned if _database_of(runtime, task) == database]
         planning = Planning(runtime, own)
+        cleaner = Cleaner(runtime, planning, group=group, term=leadership.term, ended=ending)
         needed = threading.Event()
         needed.set()
         watcher = Watcher(
@@ -159,14 +167,17 @@ def _lead(
             group=group,
             term=leadership.term,
             on_planned=dispatcher.kick,
+            on_deleted=cleaner.note_deleted,
             on_reconcile=needed.set,
         )
         watchers.append(watcher)
-        reconciler = Reconciler(runtime, planning, term=leadership.term, ended=ending)
+        evolver = Evolver(runtime, own, term=leadership.term, ended=ending)
+        reconciler = Reconciler(runtime, planning, group=group, term=leadership.term, ended=ending)
         stages += [
             (f"watch {database}", watcher.step),
-            (f"reconcile {database}", _reconcile(reconciler, watcher, needed, dispatcher, ending)),
+            (f"reconcile {database}", _reconcile(evolver, reconciler, watcher, needed, dispatcher, cleaner, ending)),
             (f"mend {database}", _mend(planning, dispatcher, ending)),
+            (f"cleanup {database}", cleaner.step),
         ]
     threads = [
         threading.Thread(
@@ -215,7 +226,7 @@ def _define(runtime: Runtime, tasks: Sequence[ReactiveTask], term: int) -> list[
             collated=collated,
             term=term,
         )
-        planned.append(PlannedTask(task, stored.generation, collated))
+        planned.append(PlannedTask(task, stored.generation, collated, stored.lineage))
     return planned
 
 
@@ -231,10 +242,12 @@ def _rescue(runtime: Runtime, tasks: Sequence[PlannedTask], ending: threading.Ev
 
 
 def _reconcile(
+    evolver: Evolver,
     reconciler: Reconciler,
     watcher: Watcher,
     needed: threading.Event,
     dispatcher: Dispatcher,
+    cleaner: Cleaner,
     ending: threading.Event,
 ) -> Callable[[], None]:
     def step() -> None:
@@ -242,8 +255,11 @@ def _reconcile(
             return
         needed.clear()
         try:
+            if evolver.evolve():
+                dispatcher.kick()
             if reconciler.reconcile_needed():
                 dispatcher.kick()
+                cleaner.want_all()
         except BaseException:
             needed.set()
             raise

@@ -3,34 +3,43 @@
 Called by `process` for tasks never looked at under their present definition, after lost history, and
 on demand. A page is read causally after a cluster time known before the read, and laid over the
 records with that time: whichever of scan and live event comes later in the server's history wins.
+A checkpoint is stored every second or two, after the work up to it is durable; the next leader goes on from there.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bson import Timestamp
 
 from celery_reactive.core.record import RecordKey
 from celery_reactive.errors import StatementFailedError
-from celery_reactive.events import ReconciliationFinished, ReconciliationStarted
+from celery_reactive.events import ReconciliationFinished, ReconciliationProgressed, ReconciliationStarted
 from celery_reactive.planner.plan import PlannedTask, Planning
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import definitions, indexes, records, scans, server
+from celery_reactive.store import checkpoints, definitions, indexes, records, scans, server
+from celery_reactive.store.checkpoints import Checkpoint, Scanned
+from celery_reactive.store.definitions import Controls
 
 if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
+
+_CHECKPOINT_SECONDS = 1.5
+_TELL_SECONDS = 10.0
+_DOCUMENTS = ""
+"""The phase in which documents are scanned."""
 
 
 class Reconciler:
     """Reconciles what needs it, for the leader of one term."""
 
-    def __init__(self, runtime: Runtime, planning: Planning, *, term: int, ended: threading.Event) -> None:
+    def __init__(self, runtime: Runtime, planning: Planning, *, group: str, term: int, ended: threading.Event) -> None:
         self._runtime = runtime
         self._planning = planning
+        self._group = group
         self._term = term
         self._ended = ended
 
@@ -38,8 +47,8 @@ class Reconciler:
         """Reconcile the tasks that need it, collection by collection; return whether there were any.
 
         Raises:
-            TermEndedError: A newer leader plans; it begins anew.
-            StoreUnavailableError: MongoDB is away; the next call begins anew.
+            TermEndedError: A newer leader plans; it goes on from the checkpoint.
+            StoreUnavailableError: MongoDB is away; the next call goes on from the checkpoint.
         """
         names = [task.definition.name for task in self._planning.tasks]
         stored = definitions.read_all(self._runtime.connection.globals(), names)
@@ -47,73 +56,155 @@ class Reconciler:
         for task in self._planning.tasks:
             if stored[task.definition.name].reconciled_generation != task.generation:
                 needing.setdefault(task.definition.collection, []).append(task)
-        for collection, tasks in needing.items():
-            self._reconcile(collection, tasks)
+        for tasks in needing.values():
+            self._reconcile(tasks, stored)
         return bool(needing)
 
-    def _reconcile(self, collection: str, tasks: Sequence[PlannedTask]) -> None:
+    def _reconcile(self, tasks: Sequence[PlannedTask], stored: Mapping[str, Controls]) -> None:
+        scan = _Scan(self._runtime, self._planning, tasks, stored, group=self._group, term=self._term)
         named = tuple(task.definition.name for task in tasks)
-        self._runtime.emit(ReconciliationStarted(collection, named))
+        self._runtime.emit(ReconciliationStarted(scan.collection, named))
         started = time.monotonic()
         indexes.prepare(self._runtime.connection.records(tasks[0].definition))
-        documents = self._scan_documents(tasks)
-        for task in tasks:
-            self._scan_records(task)
+        scan.begin()
+        while not self._ended.is_set() and scan.advance():
+            pass
         if self._ended.is_set():
+            scan.pause()
             return
         for task in tasks:
+            self._planning.note_reconciled(task)
             definitions.mark_reconciled(
                 self._runtime.connection.globals(),
                 task.definition.name,
                 generation=task.generation,
+                needs=stored[task.definition.name].needs,
                 term=self._term,
             )
+        scan.end()
         seconds = time.monotonic() - started
-        self._runtime.emit(ReconciliationFinished(collection, named, documents, round(seconds, 3)))
+        self._runtime.emit(ReconciliationFinished(scan.collection, named, scan.documents, round(seconds, 3)))
 
-    def _scan_documents(self, tasks: Sequence[PlannedTask]) -> int:
-        """Lay every document over its records; return how many there were."""
-        source = self._runtime.connection.source(tasks[0].definition)
-        after: Any = scans.START
-        seen = 0
+
+class _Scan:
+    """One walk over a collection's documents, then over the records of each task."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        planning: Planning,
+        tasks: Sequence[PlannedTask],
+        stored: Mapping[str, Controls],
+        *,
+        group: str,
+        term: int,
+    ) -> None:
+        self._runtime = runtime
+        self._planning = planning
+        self._tasks = {task.definition.name: task for task in tasks}
+        self._scanned = tuple(
+            Scanned(name, task.generation, stored[name].needs) for name, task in sorted(self._tasks.items())
+        )
+        self._group = group
+        self._term = term
+        self._source = runtime.connection.source(tasks[0].definition)
+        self._phases = [_DOCUMENTS, *self._tasks]
+        self._after: Any = scans.START
+        self._start = Timestamp(0, 1)
+        self._done = self._resumed_at = 0
+        self._total = 0
+        self._stored_at = self._told_at = self._began = time.monotonic()
+        self.documents = 0
+        """Documents laid over their records so far, since this process took the scan up."""
+
+    @property
+    def collection(self) -> str:
+        """Name of the collection."""
+        return self._source.name
+
+    def begin(self) -> None:
+        """Go on from the checkpoint, if there is one for the same tasks and reasons; else from the start."""
+        found = checkpoints.read(self._globals, self._group, *self._place)
+        if found is not None and found.tasks == self._scanned:
+            self._after, self._start = found.after, found.start
+            self._done, self._total = found.done, found.total
+            self._phases = self._phases[self._phases.index(found.phase) :]
+        else:
+            with self._runtime.connection.causal_session() as session:
+                self._start = server.cluster_time(self._source.database, session)
+            target = self._records
+            self._total = scans.estimate(self._source) + sum(scans.count(target, name) for name in self._tasks)
+            self.pause()
+        self._resumed_at = self._done
+
+    def advance(self) -> bool:
+        """Do one page, and store how far that is from time to time; return whether there is more."""
         with self._runtime.connection.causal_session() as session:
-            start = server.cluster_time(source.database, session)
-            while not self._ended.is_set():
-                at = server.known_time(session)
-                page = scans.next_documents(source, after, limit=self._page_size, session=session)
-                if not page:
-                    break
-                for task in tasks:
-                    # Records made without a run carry the scan's start, so that the first change after it runs (B-2).
-                    time_of_read = at if task.definition.backfill else start
-                    self._planning.apply(task, page, at=time_of_read, live=False, stamps=False, session=session)
-                after = page[-1]
-                seen += len(page)
-        return seen
+            at = server.cluster_time(self._source.database, session)
+            phase = self._phases[0]
+            if phase == _DOCUMENTS:
+                page = self._scan_documents(at, session)
+            else:
+                page = self._scan_records(self._tasks[phase], at, session)
+        if page:
+            self._after = page[-1]
+            self._done += len(page)
+        else:
+            self._after = scans.START
+            del self._phases[0]
+        self._tell()
+        return bool(self._phases)
 
-    def _scan_records(self, task: PlannedTask) -> None:
-        """Mark every record whose document is gone or outside the filter."""
-        connection = self._runtime.connection
-        source, target = connection.source(task.definition), connection.records(task.definition)
-        after: Any = scans.START
-        with connection.causal_session() as session:
-            server.cluster_time(source.database, session)
-            while not self._ended.is_set():
-                at = server.known_time(session)
-                page = scans.next_records(target, task.definition.name, after, limit=self._page_size, session=session)
-                if not page:
-                    break
-                off = self._find_off(task, page, session)
-                if off:
-                    self._leave(task, off, at, session)
-                after = page[-1]
+    def pause(self) -> None:
+        """Store how far the scan has come."""
+        checkpoint = Checkpoint(
+            self._scanned, self._start, self._phases[0], self._after, self._done, max(self._total, self._done)
+        )
+        checkpoints.store(self._globals, self._group, *self._place, checkpoint, term=self._term)
+        self._stored_at = time.monotonic()
+
+    def end(self) -> None:
+        """Forget how far the scan has come: it is done."""
+        checkpoints.clear(self._globals, self._group, *self._place, term=self._term)
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if self._phases and now - self._stored_at >= _CHECKPOINT_SECONDS:
+            self.pause()
+        if now - self._told_at >= _TELL_SECONDS:
+            self._told_at = now
+            rate = (self._done - self._resumed_at) / (now - self._began)
+            left = max(self._total - self._done, 0)
+            seconds = left / rate if rate else 0.0
+            named = tuple(self._tasks)
+            self._runtime.emit(
+                ReconciliationProgressed(self.collection, named, self._done, self._total, round(rate), round(seconds)),
+            )
+
+    def _scan_documents(self, at: Timestamp, session: ClientSession) -> Sequence[Any]:
+        """Lay the next page of documents over their records."""
+        page = scans.next_documents(self._source, self._after, limit=self._page_size, session=session)
+        if page:
+            for task in self._tasks.values():
+                # Records made without a run carry the scan's start, so that the first change after it runs (B-2).
+                time_of_read = at if task.definition.backfill else self._start
+                self._planning.apply(task, page, at=time_of_read, live=False, stamps=False, session=session)
+        self.documents += len(page)
+        return page
+
+    def _scan_records(self, task: PlannedTask, at: Timestamp, session: ClientSession) -> Sequence[Any]:
+        """Mark every record of the next page whose document is gone or outside the filter."""
+        name = task.definition.name
+        page = scans.next_records(self._records, name, self._after, limit=self._page_size, session=session)
+        off = self._find_off(task, page, session) if page else []
+        if off:
+            self._leave(task, off, at, session)
+        return page
 
     def _find_off(self, task: PlannedTask, page: Sequence[Any], session: ClientSession) -> list[Any]:
         """Return those of *page* whose documents may be gone or outside the filter."""
         try:
-            matching = records.find_matching(
-                self._runtime.connection.source(task.definition), task.definition, page, session=session
-            )
+            matching = records.find_matching(self._source, task.definition, page, session=session)
         except StatementFailedError:  # on some document; looked at one by one below
             return list(page)
         return _difference(page, matching)
@@ -126,11 +217,22 @@ class Reconciler:
         """
         at_fault = self._planning.apply(task, off, at=at, live=False, session=session)
         off = [doc_id for doc_id in off if RecordKey("", doc_id).exact not in at_fault]
-        source = self._runtime.connection.source(task.definition)
-        absent = _difference(off, scans.find_existing(source, off, session=session))
+        absent = _difference(off, scans.find_existing(self._source, off, session=session))
         for doc_ids, gone in ((absent, True), (_difference(off, absent), False)):
             if doc_ids:
                 self._planning.leave(task, doc_ids, at=at, gone=gone, session=session)
+
+    @property
+    def _records(self) -> records.Records:
+        return self._runtime.connection.records(next(iter(self._tasks.values())).definition)
+
+    @property
+    def _place(self) -> tuple[str, str]:
+        return self._source.database.name, self._source.name
+
+    @property
+    def _globals(self) -> checkpoints.Globals:
+        return self._runtime.connection.globals()
 
     @property
     def _page_size(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
 from bson import ObjectId
@@ -39,6 +39,7 @@ class Watcher:
         group: str,
         term: int,
         on_planned: Callable[[], None],
+        on_deleted: Callable[[Sequence[Change]], None],
         on_reconcile: Callable[[], None],
     ) -> None:
         self._runtime = runtime
@@ -47,6 +48,7 @@ class Watcher:
         self._group = group
         self._term = term
         self._on_planned = on_planned
+        self._on_deleted = on_deleted
         self._on_reconcile = on_reconcile
         self._stream = ChangeStream(
             runtime.connection.database(database),
@@ -151,8 +153,12 @@ class Watcher:
         assert self._position is not None  # noqa: S101 -- set before the first read
         if batch.changes:
             planned = self._planning.plan_changes(batch.changes, at=batch.at)
-            if planned or any(change.kind is ChangeKind.WOKEN for change in batch.changes):
+            woken = any(change.kind is ChangeKind.WOKEN for change in batch.changes)
+            if planned or woken:
                 self._on_planned()
+            if any(change.kind is ChangeKind.RECONCILIATION_WANTED for change in batch.changes):
+                self._on_reconcile()
+            self._on_deleted(batch.changes)
             self._heed_upheavals(batch.changes)
         self._position = Position(batch.token, batch.at, self._position.replica_set, self._position.covers)
         self._stored_is_current = False

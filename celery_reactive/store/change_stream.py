@@ -47,6 +47,8 @@ class ChangeKind(StrEnum):
     DATABASE_GONE = "database_gone"
     WOKEN = "woken"
     """Somebody made a record due that no change tells of."""
+    RECONCILIATION_WANTED = "reconciliation_wanted"
+    """Somebody asked for a reconciliation."""
 
 
 _KINDS = {
@@ -180,7 +182,10 @@ class ChangeStream:
                     "$or": [
                         {"ns.coll": named},
                         {"to.coll": named},
-                        {"ns.coll": self._wake_collection, "documentKey._id.k": wake.KIND},
+                        {
+                            "ns.coll": self._wake_collection,
+                            "documentKey._id.k": {"$in": [wake.KIND, wake.RECONCILE_KIND]},
+                        },
                         {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
                     ],
                 },
@@ -226,7 +231,8 @@ def _changes_of(event: Mapping[str, Any], watched: frozenset[str]) -> list[Chang
     name = event.get("ns", {}).get("coll", "")
     if kind in (ChangeKind.WRITTEN, ChangeKind.DELETED):
         if name not in watched:
-            return [Change(ChangeKind.WOKEN, name)]
+            wanted = event["documentKey"]["_id"]["k"] == wake.RECONCILE_KIND
+            return [Change(ChangeKind.RECONCILIATION_WANTED if wanted else ChangeKind.WOKEN, name)]
         paths = event.get("paths")
         return [
             Change(

@@ -5,7 +5,9 @@ Workers read the whole document from the primary before each claim, uncached, so
 throttle that has returned is in force for every claim that begins after it (B-35).
 
 A document: `{_id: {k: "task", t: name}, task, term, gen, filter, projection (extended JSON text),
-namespace, handlerVersion, reconciledGen, paused, throttledUntil}`.
+namespace, past, handlerVersion, reconciledGen, needs, paused, throttledUntil}`. `past` holds the newest earlier
+generations with their projections, `needs` counts the reasons for a reconciliation, so that one that began before the
+last of them does not count as done.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
+from celery_reactive.core.evolution import Lineage
 from celery_reactive.core.filters import compile_filter
-from celery_reactive.core.projection import compile_projection
+from celery_reactive.core.projection import Projection, compile_projection
 from celery_reactive.core.record import EXACT_EJSON
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import TermEndedError
@@ -46,21 +49,41 @@ class Controls:
     """The watched collection compares strings under a collation of its own."""
     is_throttled: bool
     """Whether `throttled_until` lay ahead by the server's clock when this was read."""
+    handler_version: int = 0
+    """Of the code that the records were last looked at for (B-44); 0: none yet."""
+    needs: int = 0
+    """Counts the reasons for a reconciliation; one that began under another number does not count as done."""
+    past: tuple[tuple[int, str], ...] = ()
+    """Earlier generations that are known, each with its projection."""
 
     @property
     def holds_back(self) -> bool:
         """Whether no run of the task may start now."""
         return self.paused or self.is_throttled
 
+    @property
+    def lineage(self) -> Lineage:
+        """The generations whose snapshots can be compared."""
+        earlier: dict[str, set[int]] = {}
+        for generation, text in self.past:
+            earlier.setdefault(text, set()).add(generation)
+        comparable = earlier.pop(self.projection_text, set())
+        return Lineage(
+            self.generation,
+            frozenset(comparable | {self.generation}),
+            tuple((frozenset(generations), _projection(text)) for text, generations in earlier.items()),
+        )
+
     def applied_to(self, task: ReactiveTask) -> ReactiveTask:
         """Return *task* with the stored filter and projection: workers check documents with those (B-43)."""
         if not self.filter_text or (self.filter_text, self.projection_text) == definition_texts(task):
             return task
-        return dataclasses.replace(
-            task,
-            filter=compile_filter(json_util.loads(self.filter_text, json_options=EXACT_EJSON) or None),
-            projection=compile_projection(json_util.loads(self.projection_text, json_options=EXACT_EJSON) or None),
-        )
+        stored = compile_filter(json_util.loads(self.filter_text, json_options=EXACT_EJSON) or None)
+        return dataclasses.replace(task, filter=stored, projection=_projection(self.projection_text))
+
+
+def _projection(text: str) -> Projection:
+    return compile_projection(json_util.loads(text, json_options=EXACT_EJSON) or None)
 
 
 def definition_texts(task: ReactiveTask) -> tuple[str, str]:
@@ -109,6 +132,9 @@ def _controls(task: str, stored: Mapping[str, Any]) -> Controls:
         throttled_until=until,
         collated=bool(stored.get("collated")),
         is_throttled=until is not None and until > stored["now"],
+        handler_version=int(stored.get("handlerVersion", 0)),
+        needs=int(stored.get("needs", 0)),
+        past=tuple((int(past["gen"]), past["projection"]) for past in stored.get("past", [])),
     )
 
 
@@ -149,7 +175,8 @@ def define(globals_: Globals, task: ReactiveTask, *, namespace: str, collated: b
         "projection": {"$literal": projection_text},
         "namespace": {"$literal": namespace},
         "collated": collated,
-        "handlerVersion": task.evolution.handler_version,
+        "handlerVersion": {"$ifNull": ["$handlerVersion", task.evolution.handler_version]},
+        "past": {"$cond": [same, "$past", _with_present_generation()]},
     }
     if not task.evolution.reconcile_on_trigger_change:
         unscanned = {"$gt": [{"$ifNull": ["$reconciledGen", 0]}, 0]}
@@ -158,15 +185,34 @@ def define(globals_: Globals, task: ReactiveTask, *, namespace: str, collated: b
     return read(globals_, task.name)
 
 
+def _with_present_generation() -> dict[str, Any]:
+    """Return the expression for the known generations once the present one has become an earlier one."""
+    known = {"$ifNull": ["$past", []]}
+    present = {"$cond": [{"$gt": ["$gen", 0]}, [{"gen": "$gen", "projection": "$projection"}], []]}
+    return {"$slice": [{"$concatArrays": [known, present]}, -_KNOWN_GENERATIONS]}
+
+
 @translated
-def mark_reconciled(globals_: Globals, task: str, *, generation: int, term: int) -> None:
-    """Note that every document has been looked at under *generation* of *task*.
+def mark_reconciled(globals_: Globals, task: str, *, generation: int, needs: int, term: int) -> None:
+    """Note that every document has been looked at under *generation* of *task*, unless that is needed once more.
+
+    What earlier generations watched is forgotten then: no record speaks of it any more.
+
+    Args:
+        globals_: The globals collection.
+        task: Its name.
+        generation: Of the definition that was reconciled.
+        needs: The count of reasons as read before the reconciliation began.
+        term: The leader's term.
 
     Raises:
         TermEndedError: A newer leader plans. Nothing was written.
     """
-    done = {"$set": {"reconciledGen": generation, "reconciledAt": "$$NOW"}}
-    _update(globals_, task, term, [done])
+    done = {"$eq": [{"$ifNull": ["$needs", 0]}, needs]}
+    of_use = {"$filter": {"input": "$past", "cond": {"$eq": ["$$this.projection", "$projection"]}}}
+    marks = {"reconciledGen": generation, "reconciledAt": "$$NOW", "past": of_use}
+    fields = {name: {"$cond": [done, value, f"${name}"]} for name, value in marks.items()}
+    _update(globals_, task, term, [{"$set": fields}])
 
 
 @translated
@@ -176,7 +222,27 @@ def mark_unreconciled(globals_: Globals, task: str, *, term: int) -> None:
     Raises:
         TermEndedError: A newer leader plans. Nothing was written.
     """
-    _update(globals_, task, term, [{"$set": {"reconciledGen": 0}}])
+    _update(globals_, task, term, [_NEEDED])
+
+
+@translated
+def request_reconciliation(globals_: Globals, task: str) -> None:
+    """Note that somebody wants *task* reconciled, whoever leads (B-48)."""
+    globals_.update_one({"_id": _id(task)}, [{"$set": {"task": {"$literal": task}}}, _NEEDED], upsert=True)
+
+
+@translated
+def store_handler_version(globals_: Globals, task: str, version: int, *, term: int) -> None:
+    """Note that the records of *task* have been looked at for *version* of its code (B-44).
+
+    Raises:
+        TermEndedError: A newer leader plans. Nothing was written.
+    """
+    _update(globals_, task, term, [{"$set": {"handlerVersion": {"$max": ["$handlerVersion", version]}}}])
+
+
+_NEEDED = {"$set": {"reconciledGen": 0, "needs": {"$add": [{"$ifNull": ["$needs", 0]}, 1]}}}
+_KNOWN_GENERATIONS = 10
 
 
 def _update(globals_: Globals, task: str, term: int, pipeline: list[dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ The bookkeeping sub-document `_r` of a record:
 `cycle`        counts chains of attempts, for Celery's task ids
 `deferrals`    since the last change or success
 `done`         token of the last run that was settled, so that a repeated statement knows its own
+`reset`        `{version, at}` of the handler's version for which the record was last made to run again (B-44)
 `error`        type and traceback that belong to `lastError`
 =============  ================================================================================
 
@@ -31,6 +32,7 @@ without a run by a scan under `backfill=False`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_never
 
@@ -180,6 +182,7 @@ def apply_observation(
     max_wait: timedelta | None,
     reset_retries: bool,
     reentry_runs: bool,
+    comparable: Iterable[int],
     live: bool,
     stamps: bool,
 ) -> list[Stage]:
@@ -193,13 +196,15 @@ def apply_observation(
         max_wait: Longest wait counted from the first unhandled change.
         reset_retries: Whether a change starts the attempts anew (B-15).
         reentry_runs: Whether re-entering the filter runs the task; false for the projection `{"_id": 1}` (B-17).
+        comparable: Generations with the present projection; the snapshot of any other counts as different (B-43).
         live: An event told of the document; false: a scan came by, which runs nothing that it once left unrun.
         stamps: Whether an observation of nothing new moves the record's time. A scan's must not: a deletion and
             re-insertion that it read over are still to be told, and would be refused as older (B-18, B-48).
     """
     accepted = {"$and": [{"$gte": ["$$new._r.at", "$_r.at"]}, {"$gte": ["$$new._r.gen", "$_r.gen"]}]}
     newer = {"$and": [accepted, {"$gt": ["$$new._r.at", "$_r.at"]}]}
-    different = {"$ne": ["$lastObservedValues", "$$new.lastObservedValues"]}
+    known = {"$in": ["$_r.gen", sorted(comparable)]}
+    different = {"$or": [{"$ne": ["$lastObservedValues", "$$new.lastObservedValues"]}, {"$not": known}]}
     reentered = {"$or": [_flag("gone"), {"$and": [_flag("left"), _TRUE if reentry_runs else _flag("skipped")]}]}
     first_event = {"$and": [live, newer, _flag("unrun")]}
     first_change = {"$ifNull": ["$_r.changedAt", _NOW]}
@@ -262,6 +267,71 @@ def apply_observation(
             },
         },
         {"$unset": "_r.plan"},
+    ]
+
+
+def unless_known(records: str, *, comparable: Iterable[int]) -> list[Stage]:
+    """Return the stages that leave out new records whose existing ones say the same: a scan has nothing to write there.
+
+    Running records and those that were gone or had left pass: what a scan saw matters to them. The merge that
+    follows decides for itself, so that what changes in between is judged as it is then.
+
+    Args:
+        records: Name of the records collection, in the same database.
+        comparable: Generations with the present projection.
+    """
+    same = {
+        "$and": [
+            {"$eq": ["$$known.lastObservedValues", "$lastObservedValues"]},
+            {"$eq": ["$$known._r.gen", "$_r.gen"]},
+            {"$in": ["$$known._r.gen", sorted(comparable)]},
+            {"$not": {"$in": ["$$known.status", sorted(RUNNING)]}},
+            {"$ne": ["$$known._r.gone", True]},
+            {"$ne": ["$$known._r.left", True]},
+        ],
+    }
+    says_the_same = {"$let": {"vars": {"known": {"$first": "$known"}}, "in": same}}
+    return [
+        {"$lookup": {"from": records, "localField": "_id", "foreignField": "_id", "as": "known"}},
+        {"$match": {"$expr": {"$not": says_the_same}}},
+        {"$unset": "known"},
+    ]
+
+
+def snapshots_to_adopt(records: str, task: str, earlier: Sequence[tuple[frozenset[int], str]]) -> list[Stage]:
+    """Return the stages that find records of earlier generations whose documents have not changed since (B-43).
+
+    They take `{d: document id, w: watched values, …: values under earlier projections}`, and give `{_id, w, gen, at}`:
+    the record, its new snapshot, and what it must still say when that is written.
+
+    Args:
+        records: Name of the records collection, in the same database.
+        task: Name of the task.
+        earlier: Generations, each with the field that holds the values under their projection.
+    """
+    unchanged = [
+        {"$and": [{"$in": ["$known._r.gen", sorted(generations)]}, {"$eq": ["$known.lastObservedValues", f"${field}"]}]}
+        for generations, field in earlier
+    ]
+    return [
+        {"$set": {"_id": {"t": literal(task), "d": "$d"}}},
+        {"$lookup": {"from": records, "localField": "_id", "foreignField": "_id", "as": "known"}},
+        {"$unwind": "$known"},
+        {"$match": {"$expr": {"$or": unchanged}}},
+        {"$replaceWith": {"_id": "$_id", "w": "$w", "gen": "$known._r.gen", "at": "$known._r.at"}},
+    ]
+
+
+def adopt_snapshot(generation: int) -> list[Stage]:
+    """Return the `whenMatched` pipeline that gives an unchanged record its snapshot under the present projection."""
+    as_read = {"$and": [{"$eq": ["$_r.gen", "$$new.gen"]}, {"$eq": ["$_r.at", "$$new.at"]}]}
+    return [
+        {
+            "$set": {
+                "lastObservedValues": _if(as_read, "$$new.w", "$lastObservedValues"),
+                "_r.gen": _if(as_read, generation, "$_r.gen"),
+            },
+        },
     ]
 
 
@@ -438,20 +508,22 @@ def _decisions(outcome: Outcome) -> dict[str, Expression]:
 
 def _observation(outcome: Outcome, observed_at: object) -> dict[str, Expression]:
     """What the run itself saw of the document, unless the planner has seen something newer."""
-    newer_known = {"$gt": ["$_r.at", observed_at]}
+    newer_known: Expression = {"$gt": ["$_r.at", observed_at]}
     match outcome:
         case Skipped(gone=gone, left=left) if gone or left:
             return {
                 "_r.gone": _if(newer_known, "$_r.gone", True if gone else "$_r.gone"),
                 "_r.left": _if(newer_known, "$_r.left", True if left else "$_r.left"),
             }
-        case Overtaken(values=values):
+        case Overtaken(values=values, generation=generation):
+            newer_known = {"$or": [newer_known, {"$gt": ["$_r.gen", generation]}]}
             # The values stay undecoded; `v` names them inside the literal.
             seen = {"$getField": {"field": "v", "input": literal(values)}}
             return {
                 "lastObservedValues": _if(newer_known, "$lastObservedValues", seen),
                 "updatedAt": _NOW,
                 "_r.at": {"$max": ["$_r.at", observed_at]},
+                "_r.gen": _if(newer_known, "$_r.gen", generation),
                 "_r.changedAt": {"$ifNull": ["$_r.changedAt", _NOW]},
             }
         case _:
@@ -603,6 +675,39 @@ def retry_by_hand() -> list[Stage]:
                 "_r.cycle": {"$add": ["$_r.cycle", _if(_IS_RUNNING, 0, 1)]},
             },
         },
+    ]
+
+
+def reprocess(version: int) -> list[Stage]:
+    """Return the pipeline that lets a record run for a new version of its handler (B-44).
+
+    It starts with no attempts and no first error; a running one runs once more after its end.
+
+    Args:
+        version: The handler's; kept with the time, so that no record is reset for it twice, and a worker with older
+            code can leave it to a newer one.
+    """
+    waits = {"$and": [{"$not": "$_r.reset.running"}, {"$not": {"$and": [_IS_PENDING, _flag("held")]}}]}
+    return [
+        {"$set": {"_r.reset": {"version": version, "at": _NOW, "running": _IS_RUNNING, "final": _state_in(FINAL)}}},
+        {
+            "$set": {
+                "status": _if("$_r.reset.running", RecordState.PROCESSING_DIRTY.value, RecordState.PENDING.value),
+                "attempts": 0,
+                "firstErrorAt": None,
+                "dueAt": _NOW,
+                "nextRunAt": _if(waits, _NOW, "$nextRunAt"),
+                "_r.changedAt": {"$ifNull": ["$_r.changedAt", _NOW]},
+                "_r.wakeAt": _if(waits, _NOW, "$_r.wakeAt"),
+                "_r.sent": _if(waits, _FALSE, "$_r.sent"),
+                "_r.dispatches": _if(waits, 0, "$_r.dispatches"),
+                "_r.cycle": _if("$_r.reset.final", {"$add": ["$_r.cycle", 1]}, "$_r.cycle"),
+                "_r.deferrals": _if("$_r.reset.final", 0, "$_r.deferrals"),
+                "_r.skipped": _REMOVE,
+                "_r.unrun": _REMOVE,
+            },
+        },
+        {"$unset": ["_r.reset.running", "_r.reset.final"]},
     ]
 
 

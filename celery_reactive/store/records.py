@@ -20,9 +20,21 @@ from pymongo import ReturnDocument
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 
+from celery_reactive.core.evolution import Lineage
 from celery_reactive.core.outcome import Failure, Outcome
+from celery_reactive.core.projection import stages_of
 from celery_reactive.core.record import CODEC, Claim, Due, Lease, RecordKey, id_to_text
-from celery_reactive.core.states import CLAIM, COMPLETE, DISCARD, LEAVE, RETRY_BY_HAND, REVOKE, RUNNING, RecordState
+from celery_reactive.core.states import (
+    CLAIM,
+    COMPLETE,
+    DISCARD,
+    LEAVE,
+    REPROCESS,
+    RETRY_BY_HAND,
+    REVOKE,
+    RUNNING,
+    RecordState,
+)
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import LeaseLostError
 from celery_reactive.store import pipelines
@@ -45,6 +57,7 @@ _CLAIMED_FIELDS = (
     "_r.cycle",
     "_r.deferrals",
     "_r.claim.token",
+    "_r.reset",
 )
 
 
@@ -68,6 +81,7 @@ def apply_observations(
     *,
     at: Timestamp,
     generation: int,
+    comparable: Iterable[int] = (),
     live: bool,
     stamps: bool = True,
     collated: bool = False,
@@ -85,6 +99,7 @@ def apply_observations(
         doc_ids: Ids to look at.
         at: A cluster time known before this statement is sent; *session* is causally after it.
         generation: Of the stored definition.
+        comparable: Further generations with the same projection; what was seen under any other has changed (B-43).
         live: An event told of the documents; false for a scan.
         stamps: Whether also an observation of nothing new moves the records' time, see `pipelines`.
         collated: The watched collection has a default collation: its filter is asked apart, under it, and what
@@ -101,12 +116,14 @@ def apply_observations(
     if asks_apart:
         matching = find_matching(source, task, doc_ids, session=session)
     runs = live or task.backfill
+    same = {generation, *comparable}
     source.aggregate(
         [
             {"$match": {"_id": {"$in": list(matching)}}},
             *([] if asks_apart or task.filter.matches_all else [{"$match": task.filter.query}]),
             *task.projection.stages(keep={"d": "$_id"}),
             pipelines.new_record(task.name, at=at, generation=generation, debounce=_first_wait(task), runs=runs),
+            *([] if stamps else pipelines.unless_known(records.name, comparable=same)),
             {
                 "$merge": {
                     "into": {"db": records.database.name, "coll": records.name},
@@ -117,6 +134,7 @@ def apply_observations(
                         max_wait=task.debounce_max_wait,
                         reset_retries=task.retry_policy.reset_retries_on_data_change,
                         reentry_runs=not task.projection.only_id,
+                        comparable=same,
                         live=live,
                         stamps=stamps,
                     ),
@@ -132,6 +150,57 @@ def apply_observations(
 def _first_wait(task: ReactiveTask) -> timedelta:
     """Return how long a new record waits: the debounce, capped like any later one (B-16)."""
     return task.debounce if task.debounce_max_wait is None else min(task.debounce, task.debounce_max_wait)
+
+
+@translated
+def adopt_snapshots(
+    source: Collection[Any],
+    records: Records,
+    task: ReactiveTask,
+    doc_ids: Sequence[Any],
+    *,
+    lineage: Lineage,
+    session: ClientSession | None = None,
+) -> None:
+    """Give records of earlier generations their snapshot under the present projection, where nothing changed (B-43).
+
+    A document whose values under the projection of the record's own generation are what the record holds has not
+    changed: a new projection alone runs nothing. Comes before `apply_observations`, for which the other records of
+    earlier generations have changed.
+
+    Args:
+        source: The watched collection.
+        records: Its records collection.
+        task: The present definition.
+        doc_ids: Ids to look at.
+        lineage: The generations that are known.
+        session: Causal session of the planner.
+
+    Raises:
+        StoreBusyError: Not done within the caller's `time_limit`.
+        StoreUnavailableError: A part of it may have been written; doing it again is harmless.
+        StatementFailedError: An earlier projection fails on some document of *doc_ids*.
+    """
+    fields = {f"p{number}": projection for number, (_, projection) in enumerate(lineage.earlier)}
+    generations = [(numbers, field) for field, (numbers, _) in zip(fields, lineage.earlier, strict=True)]
+    source.aggregate(
+        [
+            {"$match": {"_id": {"$in": list(doc_ids)}}},
+            *stages_of({"w": task.projection, **fields}, keep={"d": "$_id"}),
+            *pipelines.snapshots_to_adopt(records.name, task.name, generations),
+            {
+                "$merge": {
+                    "into": {"db": records.database.name, "coll": records.name},
+                    "on": "_id",
+                    "let": {"new": "$$ROOT"},
+                    "whenMatched": pipelines.adopt_snapshot(lineage.generation),
+                    "whenNotMatched": "discard",
+                },
+            },
+        ],
+        session=session,
+        collation=_SIMPLE,
+    )
 
 
 @translated
@@ -368,6 +437,8 @@ def _claim(task: str, record: RawBSONDocument, session: ClientSession) -> Claim:
         observed=RawBSONDocument(bson.encode({"v": record["lastObservedValues"]}, codec_options=CODEC)),
         generation=int(books["gen"]),
         cluster_time=known_time(session),
+        reset_for=int(books["reset"]["version"]) if "reset" in books else 0,
+        reset_at=books["reset"]["at"] if "reset" in books else None,
     )
 
 
@@ -574,6 +645,47 @@ def discard(
     result = records.update_many(
         {"$and": [{"_id": {"$in": list(ids)}, **pipelines.state_is(DISCARD.sources)}, only or {}]},
         pipelines.discard(history_limit),
+        hint=_BY_ID,
+    )
+    return result.modified_count
+
+
+@translated
+def reprocess(
+    records: Records,
+    task: str,
+    doc_ids: Iterable[Any],
+    *,
+    version: int,
+    only: frozenset[RecordState] | None = None,
+) -> int:
+    """Let the records of *doc_ids* run for *version* of the handler, those that have not been reset for it (B-44).
+
+    Records whose document is gone or has left the filter are passed over.
+
+    Args:
+        records: Records collection.
+        task: Name of the task.
+        doc_ids: Document ids.
+        version: The handler's.
+        only: Only records in these states; None: whatever the state.
+
+    Returns:
+        Number of records reset.
+
+    Raises:
+        StoreUnavailableError: A part of it may have been written; doing it again resets none twice.
+    """
+    states = REPROCESS.sources if only is None else REPROCESS.sources & only
+    result = records.update_many(
+        {
+            "_id": {"$in": [RecordKey(task, doc_id).id for doc_id in doc_ids]},
+            **pipelines.state_is(states),
+            "_r.gone": {"$ne": True},
+            "_r.left": {"$ne": True},
+            "$or": [{"_r.reset.version": {"$lt": version}}, {"_r.reset": {"$exists": False}}],
+        },
+        pipelines.reprocess(version),
         hint=_BY_ID,
     )
     return result.modified_count

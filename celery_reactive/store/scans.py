@@ -51,6 +51,18 @@ def next_records(
 
 
 @translated
+def estimate(source: Collection[Any]) -> int:
+    """Return about how many documents *source* has, from its metadata."""
+    return source.estimated_document_count()
+
+
+@translated
+def count(records: Collection[Any], task: str) -> int:
+    """Return how many records *task* has; a range of `reactive_due`."""
+    return records.count_documents({"task": task})
+
+
+@translated
 def find_existing(source: Collection[Any], doc_ids: Sequence[Any], *, session: ClientSession) -> list[Any]:
     """Return those of *doc_ids* whose documents exist."""
     query = {"_id": {"$in": list(doc_ids)}}

@@ -13,6 +13,7 @@ from pymongo.collection import Collection
 from celery_reactive.store.errors import translated
 
 KIND = "wake"
+RECONCILE_KIND = "wake_reconcile"
 
 
 @translated
@@ -22,4 +23,18 @@ def wake(globals_: Collection[dict[str, Any]]) -> None:
     Raises:
         StoreUnavailableError: It may not have been told; its safety poll finds what is due.
     """
-    globals_.update_one({"_id": {"k": KIND}}, {"$inc": {"calls": 1}}, upsert=True)
+    _touch(globals_, KIND)
+
+
+@translated
+def wake_reconciliation(globals_: Collection[dict[str, Any]]) -> None:
+    """Tell the planner that somebody asked for a reconciliation.
+
+    Raises:
+        StoreUnavailableError: It may not have been told; the next leader sees what is needed.
+    """
+    _touch(globals_, RECONCILE_KIND)
+
+
+def _touch(globals_: Collection[dict[str, Any]], kind: str) -> None:
+    globals_.update_one({"_id": {"k": kind}}, {"$inc": {"calls": 1}}, upsert=True)

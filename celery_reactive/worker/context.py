@@ -202,7 +202,7 @@ class TaskContext:
     def _completion(self, run: Run) -> Completed | Overtaken:
         """A read that found newer values sends the record round again instead: they must get their run (B-33)."""
         if run.overtaken is not None:
-            return Overtaken(run.overtaken, run.elapsed)
+            return Overtaken(run.overtaken, run.generation, run.elapsed)
         return Completed(run.elapsed, document_checked=run.document_checked)
 
     def _usable(self) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 _COMPANY_SECONDS = 1.0
 """Records of a message that have not started after this are given back: nobody waits behind a slow neighbour."""
+
+_NEWER_CODE_WAIT = timedelta(seconds=5)
+_NEWER_CODE_PATIENCE = timedelta(minutes=10)
+"""So long after a reset for a newer version of the handler, workers with an older one leave the record to others."""
 
 Body = Callable[[Run, TaskContext], Outcome]
 """Runs one record's handler, in whatever Celery puts around it, and says what it came to."""
@@ -109,17 +114,22 @@ def _claim(
     sent = time.monotonic()
     keys = [one.key for one in named]
     claims = next(filter(None, (claim([key]) for key in keys)), []) if one_only else claim(keys)
-    return [
-        Run(
+    lineage = controls.lineage
+
+    def run_of(claim: Claim) -> Run:
+        # Asked about by the stored filter, compared by the projection of its own snapshot (B-43).
+        projection = lineage.projection_of(claim.generation)
+        return Run(
             runtime,
-            task,
+            task if projection is None else dataclasses.replace(task, projection=projection),
             claim,
             sent=sent,
             collated=controls.collated,
             outdated=claim.generation < controls.generation,
+            generation=controls.generation if projection is None else claim.generation,
         )
-        for claim in claims
-    ]
+
+    return [run_of(claim) for claim in claims]
 
 
 def _run_all(runs: Sequence[Run], body: Body, session: ClientSession) -> int:
@@ -157,7 +167,8 @@ def _give_back(runs: Sequence[Run]) -> None:
 
 
 def _run(run: Run, body: Body, session: ClientSession) -> None:
-    if run.outdated and (unseen := _ended_unseen(run, session)) is not None:
+    unseen = _left_to_newer_code(run) or (_ended_unseen(run, session) if run.outdated else None)
+    if unseen is not None:
         HEARTBEAT.settled(run)
         finalize(run, unseen)
         return
@@ -194,6 +205,14 @@ def _finalize_uninterrupted(run: Run, outcome: Outcome) -> None:
     except Exception:  # noqa: BLE001 -- Celery raises its signal's exception at any line
         run.in_doubt = True
         finalize(run, outcome)
+
+
+def _left_to_newer_code(run: Run) -> GivenBack | None:
+    """Leave a record that was reset for a newer version of the handler to workers that have it, for a while (B-44)."""
+    claim = run.claim
+    if claim.reset_at is None or claim.reset_for <= run.task.evolution.handler_version:
+        return None
+    return GivenBack(wait=_NEWER_CODE_WAIT) if claim.started_at - claim.reset_at < _NEWER_CODE_PATIENCE else None
 
 
 def _ended_unseen(run: Run, session: ClientSession) -> Skipped | GivenBack | None:
@@ -238,7 +257,7 @@ def outcome_of_return(run: Run) -> Outcome:
     if run.completed:
         return Completed(run.elapsed, document_checked=run.document_checked)
     if run.overtaken is not None:
-        return Overtaken(run.overtaken, run.elapsed)
+        return Overtaken(run.overtaken, run.generation, run.elapsed)
     if run.deferral is not None:
         return Deferred(run.deferral.until, hold=run.deferral.hold, duration=run.elapsed)
     return Completed(run.elapsed, document_checked=run.document_checked)
@@ -249,7 +268,7 @@ def outcome_of_error(run: Run, error: BaseException, *, retry_in: timedelta | No
     if run.completed:
         return Completed(run.elapsed, document_checked=run.document_checked)
     if run.overtaken is not None:
-        return Overtaken(run.overtaken, run.elapsed)
+        return Overtaken(run.overtaken, run.generation, run.elapsed)
     if isinstance(error, TaskConditionFailedError):
         return Skipped(str(error), run.elapsed, gone=run.gone, left=run.left)
     return failed_attempt(run, error, retry_in=retry_in)

@@ -20,7 +20,15 @@ class Run:
     """The state of one run in the process that executes it."""
 
     def __init__(
-        self, runtime: Runtime, task: ReactiveTask, claim: Claim, *, sent: float, collated: bool, outdated: bool = False
+        self,
+        runtime: Runtime,
+        task: ReactiveTask,
+        claim: Claim,
+        *,
+        sent: float,
+        collated: bool,
+        outdated: bool = False,
+        generation: int | None = None,
     ) -> None:
         self.runtime = runtime
         self.task = task
@@ -29,6 +37,8 @@ class Run:
         """The watched collection compares strings under a collation of its own."""
         self.outdated = outdated
         """The record was observed under an older definition than the stored one."""
+        self.generation = claim.generation if generation is None else generation
+        """Of the definition in `task`, whose projection this run is checked with."""
         self.started = time.monotonic()
         self.renewed = sent
         """When, on the monotonic clock, the last acknowledged claim or renewal was sent."""

@@ -192,9 +192,9 @@ class Bench:
         return bytes(found.raw)
 
 
-def overtaken(values: Document) -> Overtaken:
+def overtaken(values: Document, *, generation: int = 1) -> Overtaken:
     """Return the outcome of a run that read newer watched *values*."""
-    return Overtaken(RawBSONDocument(bson.encode({"v": values}, codec_options=CODEC)))
+    return Overtaken(RawBSONDocument(bson.encode({"v": values}, codec_options=CODEC)), generation)
 
 
 class Desk:

@@ -263,7 +263,7 @@ def test_a_leader_of_an_older_term_stores_no_definition(bench: Bench) -> None:
     globals_ = bench.connection.globals()
     definitions.define(globals_, bench.task, namespace="db.orders", collated=False, term=2)
     with pytest.raises(TermEndedError):
-        definitions.mark_reconciled(globals_, bench.task.name, generation=1, term=1)
+        definitions.mark_reconciled(globals_, bench.task.name, generation=1, needs=0, term=1)
 
 
 def test_only_one_of_two_candidates_is_elected(bench: Bench) -> None:

@@ -235,7 +235,7 @@ WRITES: dict[str, Write] = {
         globals_, task, namespace="db.orders", collated=False, term=term
     ),
     "mark reconciled": lambda globals_, task, term: definitions.mark_reconciled(
-        globals_, task.name, generation=1, term=term
+        globals_, task.name, generation=1, needs=0, term=term
     ),
     "mark unreconciled": lambda globals_, task, term: definitions.mark_unreconciled(globals_, task.name, term=term),
 }

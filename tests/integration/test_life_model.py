@@ -290,7 +290,9 @@ class Life(RuleBasedStateMachine):
             case documents.MovedOn(values=values):
                 self._settle(
                     Overtaken(
-                        RawBSONDocument(values, codec_options=CODEC.with_options(document_class=RawBSONDocument)), TOOK
+                        RawBSONDocument(values, codec_options=CODEC.with_options(document_class=RawBSONDocument)),
+                        1,
+                        TOOK,
                     )
                 )
 

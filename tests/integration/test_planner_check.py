@@ -41,11 +41,12 @@ class Reachable(Publisher):
 def check(connection: Connection, settings: Settings) -> Check:
     """Check tasks with the given options as a starting planner does; return the names of the fit ones."""
 
-    def run(**tasks: Mapping[str, Any]) -> list[str]:
+    def run(*, group: str = "default", **tasks: Mapping[str, Any]) -> list[str]:
         registry = Registry()
         for name, options in tasks.items():
             registry.add(declare(name, {"collection": "orders", **options}), celery_name=name)
-        return [task.name for task in process.check(Runtime(settings, registry, connection), Reachable())]
+        runtime = Runtime(settings, registry, connection)
+        return [task.name for task in process.check(runtime, Reachable(), group=group)]
 
     return run
 
@@ -91,3 +92,12 @@ def test_a_foreign_collection_in_the_place_of_the_records_is_left_untouched(
         check(sync={})
     assert list(foreign.find()) == [{"_id": 1, "mine": True}]
     assert list(foreign.index_information()) == ["_id_"]
+
+
+def test_each_group_has_its_tasks(check: Check) -> None:
+    """B-65: a planner of a group plans the tasks of that group."""
+    tasks = {"usual": {}, "heavy": {"group": "night"}}
+    assert check(**tasks) == ["usual"]
+    assert check(group="night", **tasks) == ["heavy"]
+    with pytest.raises(ConfigurationError, match=r"group 'day': .* one of 'default', 'night'"):
+        check(group="day", **tasks)

@@ -80,7 +80,7 @@ def test_a_scan_stamps_what_it_read_with_a_time_before_the_read(
 
     monkeypatch.setattr(scans, "next_documents", read_later)
     monkeypatch.setattr(desk.planning, "apply", note)
-    Reconciler(desk.runtime, desk.planning, term=1, ended=threading.Event()).reconcile_needed()
+    Reconciler(desk.runtime, desk.planning, group="default", term=1, ended=threading.Event()).reconcile_needed()
     assert len(stamped) == 3
     assert all(at < time for at, time in zip(stamped, asked, strict=False))
     assert {record["_r"]["at"] for record in bench.records.find()} == set(stamped)

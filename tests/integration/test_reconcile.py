@@ -25,7 +25,9 @@ DOCUMENT = {"on": True, "v": "first"}
 
 def reconcile(desk: Desk, *, term: int = 1) -> bool:
     """Reconcile what needs it; return whether anything did."""
-    return Reconciler(desk.runtime, desk.planning, term=term, ended=threading.Event()).reconcile_needed()
+    return Reconciler(
+        desk.runtime, desk.planning, group="default", term=term, ended=threading.Event()
+    ).reconcile_needed()
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def test_no_backfill_makes_completed_records(make_bench: MakeBench, make_desk: M
         bench.put({"_id": doc_id})
     stream.open()
     assert not stream.read(timedelta(0)).changes
-    reconciler = Reconciler(desk.runtime, desk.planning, term=1, ended=threading.Event())
+    reconciler = Reconciler(desk.runtime, desk.planning, group="default", term=1, ended=threading.Event())
     observe = desk.planning.apply
 
     def apply_and_touch(*args: Any, **kwargs: Any) -> set[bytes]:

@@ -190,7 +190,7 @@ def test_an_unknown_option_is_refused_with_a_suggestion(unknown: str, suggestion
 
 @pytest.mark.parametrize(
     "option",
-    ["batch", "document_class", "group", "loop_guard", "max_concurrency", "on_delete", "priority", "rate_limit",
+    ["batch", "document_class", "loop_guard", "max_concurrency", "on_delete", "priority", "rate_limit",
      "recheck_interval", "track_changes"],
 )  # fmt: skip
 def test_an_option_that_does_nothing_is_no_option(option: str) -> None:

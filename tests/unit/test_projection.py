@@ -64,8 +64,8 @@ def test_computed_fields_are_evaluated_on_the_document() -> None:
     """The stages keep what they are told to, and nothing of the document but the watched values."""
     stages = compile_projection({"status": 1, "total": {"$sum": "$items.p"}}).stages(keep={"d": "$_id"})
     assert stages == [
-        {"$replaceWith": {"d": "$_id", "w": "$$ROOT", "c": {"f0": {"$sum": "$items.p"}}}},
-        {"$project": {"d": 1, "w.status": 1, "w.total": "$c.f0"}},
+        {"$replaceWith": {"d": "$_id", "w": "$$ROOT", "w_computed": {"f0": {"$sum": "$items.p"}}}},
+        {"$project": {"d": 1, "w.status": 1, "w.total": "$w_computed.f0"}},
     ]
 
 

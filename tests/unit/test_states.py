@@ -17,6 +17,7 @@ from celery_reactive.core.states import (
     LEAVE,
     OVERTAKE,
     PLAN,
+    REPROCESS,
     RETRY,
     RETRY_BY_HAND,
     REVOKE,
@@ -42,6 +43,7 @@ REACHED: dict[str, tuple[RecordState | None, ...]] = {
     GIVE_BACK.name:       (None,       PENDING,     PENDING,     None,        None),
     OVERTAKE.name:        (None,       PENDING,     PENDING,     None,        None),
     RETRY_BY_HAND.name:   (PENDING,    DIRTY,       DIRTY,       PENDING,     PENDING),
+    REPROCESS.name:       (PENDING,    DIRTY,       DIRTY,       PENDING,     PENDING),
     DISCARD.name:         (COMPLETED,  None,        None,        None,        COMPLETED),
     REVOKE.name:          (FAILED,     None,        None,        None,        None),
 }  # fmt: skip
