@@ -5,7 +5,7 @@ Workers read the whole document from the primary before each claim, uncached, so
 throttle that has returned is in force for every claim that begins after it (B-35).
 
 A document: `{_id: {k: "task", t: name}, task, term, gen, filter, projection (extended JSON text),
-namespace, past, handlerVersion, reconciledGen, needs, paused, throttledUntil}`. `past` holds the newest earlier
+namespace, group, past, handlerVersion, reconciledGen, needs, paused, throttledUntil}`. `past` holds the newest earlier
 generations with their projections, `needs` counts the reasons for a reconciliation, so that one that began before the
 last of them does not count as done.
 """
@@ -170,6 +170,7 @@ def define(globals_: Globals, task: ReactiveTask, *, namespace: str, collated: b
     defined = {
         "task": {"$literal": task.name},
         "term": term,
+        "group": {"$literal": task.group},
         "gen": {"$cond": [same, "$gen", {"$add": [{"$ifNull": ["$gen", 0]}, 1]}]},
         "filter": {"$literal": filter_text},
         "projection": {"$literal": projection_text},
@@ -181,7 +182,9 @@ def define(globals_: Globals, task: ReactiveTask, *, namespace: str, collated: b
     if not task.evolution.reconcile_on_trigger_change:
         unscanned = {"$gt": [{"$ifNull": ["$reconciledGen", 0]}, 0]}
         defined["reconciledGen"] = {"$cond": [unscanned, defined["gen"], "$reconciledGen"]}
-    _update(globals_, task.name, term, [{"$set": defined}])
+    # Terms of two planner groups do not compare: a task that has come from another is this one's now (B-65).
+    from_elsewhere = {"group": {"$exists": True, "$ne": task.group}}
+    _update(globals_, task.name, term, [{"$set": defined}], unless=from_elsewhere)
     return read(globals_, task.name)
 
 
@@ -245,8 +248,12 @@ _NEEDED = {"$set": {"reconciledGen": 0, "needs": {"$add": [{"$ifNull": ["$needs"
 _KNOWN_GENERATIONS = 10
 
 
-def _update(globals_: Globals, task: str, term: int, pipeline: list[dict[str, Any]]) -> None:
-    mine = {"_id": _id(task), "$or": [{"term": {"$lte": term}}, {"term": {"$exists": False}}]}
+def _update(
+    globals_: Globals, task: str, term: int, pipeline: list[dict[str, Any]], *, unless: dict[str, Any] | None = None
+) -> None:
+    """Change the definition part, unless a newer term has written it; with *unless* it does not matter which has."""
+    free = [{"term": {"$lte": term}}, {"term": {"$exists": False}}, *([] if unless is None else [unless])]
+    mine = {"_id": _id(task), "$or": free}
     try:
         globals_.update_one(mine, pipeline, upsert=True)
     except DuplicateKeyError:

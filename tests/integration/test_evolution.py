@@ -427,6 +427,15 @@ def test_after_ten_minutes_older_workers_run_it(deploy: Deploy) -> None:
     assert called == ["old"]
 
 
+def test_a_task_may_move_to_another_group(deploy: Deploy, connection: Connection) -> None:
+    """B-65: its new group's first leader defines it, however many terms the old one has had."""
+    for _ in range(3):
+        before = deploy(group="old")
+    moved = Deployment(connection, before.runtime.settings, 1, {"watch_projection": {"v": 1}, "group": "new"})
+    assert moved.planned.generation == before.planned.generation
+    assert moved.reconcile()
+
+
 def test_other_options_make_no_generation(deploy: Deploy) -> None:
     """B-43: only filter and projection do."""
     assert deploy().planned.generation == deploy(debounce="5s", group="other").planned.generation
