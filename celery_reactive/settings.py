@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
+from celery_reactive.core.cron import is_schedule, read_schedule
 from celery_reactive.core.duration import parse_duration
 from celery_reactive.core.suggest import did_you_mean, listed, shown
 from celery_reactive.errors import ConfigurationError
@@ -51,7 +52,7 @@ class Settings:
     chunk: int | str = "auto"
     """Records a message may name; `"auto"`: as many as load asks for, 1: always one."""
     cleanup_interval: timedelta | str = timedelta(hours=24)
-    """How often orphaned records are removed; a duration or `"CRON 0 3 * * *"`."""
+    """How often orphaned records are removed; a duration or `"CRON 0 3 * * *"`, in UTC unless a time zone follows."""
     task_caller: Callable[..., Any] | str | None = None
     """Wraps every execution (B-37)."""
     task_filter: Callable[..., Any] | str | None = None
@@ -188,8 +189,9 @@ def _chunk(key: str, value: Any) -> int | str:
 
 
 def _interval(key: str, value: Any) -> timedelta | str:
-    if isinstance(value, str) and value.upper().startswith("CRON "):
-        return value
+    if is_schedule(value):
+        read_schedule(value, key)
+        return str(value)
     return _duration(timedelta(seconds=1))(key, value)
 
 

@@ -24,6 +24,8 @@ _SOME_TIME = datetime(2024, 1, 1, tzinfo=UTC)
 """Any moment serves to find out whether an expression ever comes true."""
 _RANDOM = re.compile(r"(?:^|[\s,])[hr](?:$|[\s,/(])", re.IGNORECASE)
 _EXPECTED = 'expected a cron expression such as "0 3 * * *"'
+_PREFIX = "CRON "
+_FIELDS = 5
 _SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
 
@@ -59,6 +61,25 @@ def read_timezone(value: object, name: str) -> str:
         problem = f'expected a time zone such as "Europe/Prague", got {shown(value)}'
         raise ConfigurationError(name, [problem]) from error
     return zone
+
+
+def is_schedule(value: object) -> bool:
+    """Return whether *value* is meant as a schedule such as "CRON 0 3 * * *", right or wrong."""
+    return isinstance(value, str) and value.upper().startswith(_PREFIX)
+
+
+def read_schedule(value: str, name: str) -> tuple[str, str]:
+    """Return expression and time zone of a schedule: "CRON 0 3 * * *", or "CRON 0 3 * * * Europe/Prague" (B-42).
+
+    Raises:
+        ConfigurationError: The expression or the zone is none, or there are not five fields.
+    """
+    fields = value[len(_PREFIX) :].split()
+    if not _FIELDS <= len(fields) <= _FIELDS + 1:
+        problem = f'expected "CRON " with five fields and perhaps a time zone, got {shown(value)}'
+        raise ConfigurationError(name, [problem])
+    zone = fields[_FIELDS] if len(fields) > _FIELDS else "UTC"
+    return read_cron(" ".join(fields[:_FIELDS]), name), read_timezone(zone, name)
 
 
 def next_time(expression: str, zone: str, *, after: datetime) -> datetime | None:
