@@ -78,9 +78,16 @@ class Project:
         self._processes: list[Process] = []
         (folder / "proj.py").write_text(SOURCE.read_text())
 
-    def planner(self, name: str) -> Process:
+    def planner(self, name: str, *options: str) -> Process:
         """Start `celery-reactive -A proj planner`."""
-        return self._start(name, [sys.executable, "-m", "celery_reactive.cli", "-A", "proj", "planner"], name)
+        return self._command(name, "planner", *options)
+
+    def reconcile(self, *options: str) -> Process:
+        """Start `celery-reactive -A proj reconcile`."""
+        return self._command("reconcile", "reconcile", *options)
+
+    def _command(self, name: str, *arguments: str) -> Process:
+        return self._start(name, [sys.executable, "-m", "celery_reactive.cli", "-A", "proj", *arguments], name)
 
     def worker(self, *options: str) -> Process:
         """Start `celery -A proj worker`."""
