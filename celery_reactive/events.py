@@ -229,6 +229,17 @@ class DispatchFailed(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class BrokerContentsLost(Event):
+    """Messages seem to be lost (broker emptied, queue purged or deleted); these records are sent again (B-66)."""
+
+    code: ClassVar[str] = "broker_contents_lost"
+    level: ClassVar[int] = logging.WARNING
+    message: ClassVar[str] = "messages lost by the broker, sending them again"
+    broker: str
+    records: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RunStarted(Event):
     """A worker claimed a record and is about to call the handler."""
 

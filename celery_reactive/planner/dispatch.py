@@ -18,6 +18,7 @@ from datetime import timedelta
 
 from celery import Celery
 from kombu.connection import Connection as BrokerConnection
+from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
 
@@ -39,6 +40,8 @@ _LONGEST_DEADLINE = timedelta(minutes=15)
 _SAFETY_POLL_SECONDS = 0.5
 _BROKER_WAIT_SECONDS = 1.0
 _BROKER_TIMEOUT_SECONDS = 5.0
+_TIME_LIMITS = ("socket_timeout", "socket_connect_timeout", "read_timeout", "write_timeout", "confirm_timeout")
+"""Of all transports; each takes those it knows."""
 
 
 class BrokerUnavailableError(ReactiveError):
@@ -96,6 +99,29 @@ class Publisher:
         limits = (celery_task.time_limit, celery_task.soft_time_limit, conf.task_time_limit, conf.task_soft_time_limit)
         return any(limits)
 
+    def queue_of(self, task: ReactiveTask) -> Queue | None:
+        """Return the queue that messages for *task* go to; None where only the exchange or the message tells."""
+        celery_task = self._app.tasks[self._runtime.registry.celery_name(task.name)]
+        own = {name: getattr(celery_task, name, None) for name in ("queue", "exchange")}
+        asked = {name: value for name, value in own.items() if value is not None}
+        try:
+            route = self._app.amqp.router.route(asked, celery_task.name, args=([],), kwargs={}, task_type=celery_task)
+        except Exception:  # noqa: BLE001 -- a router of the user's may want a message that names something
+            return None
+        queue = route.get("queue")
+        return queue if isinstance(queue, Queue) and "exchange" not in route else None
+
+    def connect(self) -> BrokerConnection:
+        """Return a new connection whose statements end in time; nothing is connected yet."""
+        options = dict(self._app.conf.broker_transport_options or {})
+        for limit in _TIME_LIMITS:
+            options.setdefault(limit, _BROKER_TIMEOUT_SECONDS)
+        connection: BrokerConnection = self._app.connection_for_write(
+            connect_timeout=_BROKER_TIMEOUT_SECONDS,
+            transport_options={**options, "confirm_publish": True},
+        )
+        return connection
+
     def close(self) -> None:
         """Close the connection; the next message opens another."""
         connection, self._connection, self._producer = self._connection, None, None
@@ -104,15 +130,8 @@ class Publisher:
 
     def _open(self) -> Producer:
         if self._producer is None:
-            options = dict(self._app.conf.broker_transport_options or {})
-            for limit in ("socket_timeout", "socket_connect_timeout", "confirm_timeout"):
-                options.setdefault(limit, _BROKER_TIMEOUT_SECONDS)
-            connection = self._app.connection_for_write(
-                connect_timeout=_BROKER_TIMEOUT_SECONDS,
-                transport_options={**options, "confirm_publish": True},
-            )
-            self._connection = connection
-            self._producer = self._app.amqp.Producer(connection, auto_declare=False)
+            self._connection = self.connect()
+            self._producer = self._app.amqp.Producer(self._connection, auto_declare=False)
         return self._producer
 
 
@@ -137,6 +156,10 @@ class Dispatcher:
         self._unpublished: dict[str, list[RecordKey]] = {}
         self._held: dict[str, float] = {}
         """Tasks of which nothing may be sent now, whatever is due, and after how many seconds to look again."""
+
+    def most_a_message(self, task: ReactiveTask) -> int:
+        """Return how many records of *task* one message names at most."""
+        return self._records_a_message(task, _ROUND_SIZE)
 
     def kick(self) -> None:
         """Look now: something may have become due."""

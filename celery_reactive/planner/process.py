@@ -3,9 +3,9 @@
 It stands by until it leads, and then runs its stages, each in a thread of its own, until it is told
 to stop or its term ends: *watch* follows the change stream and plans; *reconcile* looks at everything
 once where that is needed, after *evolve* has reset what a new version of a handler asks for; *dispatch*
-publishes what is due; *rescue* ends runs whose worker has vanished; *mend* plans again what a transaction
-held; *cleanup* removes records that nobody needs. The stages share nothing but the database and a few events; each
-may fail and goes on.
+publishes what is due; *broker* notices that what was published has been lost; *rescue* ends runs whose worker
+has vanished; *mend* plans again what a transaction held; *cleanup* removes records that nobody needs. The stages
+share nothing but the database and a few events; each may fail and goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from celery_reactive.core.task import DEFAULT_GROUP, ReactiveTask
 from celery_reactive.errors import ConfigurationError, StoreUnavailableError, TermEndedError
 from celery_reactive.events import PlannerStarted, PlannerStopped
 from celery_reactive.planner import elect
+from celery_reactive.planner.broker import ContentsWatch
 from celery_reactive.planner.cleanup import Cleaner
+from celery_reactive.planner.contents import contents_of
 from celery_reactive.planner.dispatch import Dispatcher, Publisher
 from celery_reactive.planner.elect import Leadership
 from celery_reactive.planner.evolve import Evolver
@@ -153,6 +155,7 @@ def _lead(
     dispatcher = Dispatcher(runtime, planned, publisher, ended=ending)
     databases = sorted({_database_of(runtime, task) for task in planned})
     stages = [("dispatch", dispatcher.step), ("rescue", _rescue(runtime, planned, ending))]
+    stages += _broker(runtime, planned, publisher, dispatcher, group, ending)
     watchers: list[Watcher] = []
     for database in databases:
         own = [task for task in planned if _database_of(runtime, task) == database]
@@ -239,6 +242,32 @@ def _rescue(runtime: Runtime, tasks: Sequence[PlannedTask], ending: threading.Ev
             rescuer.look()
 
     return step
+
+
+def _broker(
+    runtime: Runtime,
+    tasks: Sequence[PlannedTask],
+    publisher: Publisher,
+    dispatcher: Dispatcher,
+    group: str,
+    ending: threading.Event,
+) -> list[tuple[str, Callable[[], None]]]:
+    """Return the stage that notices lost messages, where the broker can be asked what it holds."""
+    routes = {task.definition.name: publisher.queue_of(task.definition) for task in tasks}
+    queues = {task: queue for task, queue in routes.items() if queue is not None}
+    canary = f"celery-reactive.{runtime.connection.globals().full_name}.{group}"
+    contents = contents_of(publisher.connect, queues, canary)
+    if contents is None:
+        return []
+    watch = ContentsWatch(
+        runtime,
+        tasks,
+        contents,
+        most_a_message=dispatcher.most_a_message,
+        on_lost=dispatcher.kick,
+        ended=ending,
+    )
+    return [("broker", watch.step)]
 
 
 def _reconcile(

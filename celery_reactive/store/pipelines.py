@@ -14,6 +14,7 @@ The bookkeeping sub-document `_r` of a record:
                `forced`: a manual retry started it
 `fence`        grows with each claim (B-27)
 `sent`         a message is on its way (`wakeAt` is its deadline)
+`sentAt`       when the newest message was sent
 `dispatches`   messages sent since the record last became pending
 `wakeAt`       when the planner must look at the record next; null when it need not
 `cycle`        counts chains of attempts, for Celery's task ids
@@ -58,6 +59,7 @@ Stage = dict[str, Any]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 """`wakeAt > EPOCH` leaves out null and makes the partial index eligible."""
 _HISTORY_ERROR_BYTES = 1024
+_MOST_DOUBLINGS = 10
 _PAST_DEFERRAL = timedelta(seconds=1)
 _NOW = "$$NOW"
 _TRUE: Expression = True
@@ -389,12 +391,15 @@ def mark_sent(*, first_deadline: timedelta, longest_deadline: timedelta) -> list
 
     The deadline doubles with each message in a row, so that a queue nobody serves is not flooded.
     """
-    doubled = {"$multiply": [milliseconds(first_deadline), {"$pow": [2, {"$min": ["$_r.dispatches", 10]}]}]}
+    doubled = {
+        "$multiply": [milliseconds(first_deadline), {"$pow": [2, {"$min": ["$_r.dispatches", _MOST_DOUBLINGS]}]}]
+    }
     wait = {"$toLong": {"$min": [doubled, milliseconds(longest_deadline)]}}
     return [
         {
             "$set": {
                 "_r.sent": True,
+                "_r.sentAt": _NOW,
                 "_r.dispatches": {"$add": ["$_r.dispatches", 1]},
                 "_r.wakeAt": {"$add": [_NOW, wait]},
             },
@@ -413,6 +418,26 @@ def mark_unsent() -> list[Stage]:
             },
         },
     ]
+
+
+def is_in_flight(*, sent_before: datetime | None = None, patience: timedelta = timedelta(0)) -> dict[str, Any]:
+    """Return the guard that demands a message on its way, whose deadline is still to come.
+
+    Args:
+        sent_before: Only one sent by then, by the server's clock.
+        patience: So much before that, for the second message in a row; three times as much for the third, and so on.
+    """
+    conditions: list[Expression] = [{"$gt": ["$_r.wakeAt", _NOW]}]
+    if sent_before is not None:
+        doublings = {"$min": [{"$subtract": ["$_r.dispatches", 1]}, _MOST_DOUBLINGS]}
+        wait = {"$multiply": [milliseconds(patience), {"$subtract": [{"$pow": [2, doublings]}, 1]}]}
+        conditions.append({"$lte": [{"$add": ["$_r.sentAt", {"$toLong": wait}]}, sent_before]})
+    return {"_r.sent": True, "_r.wakeAt": {"$gt": EPOCH}, "$expr": {"$and": conditions}}
+
+
+def expire_sent() -> list[Stage]:
+    """Return the pipeline for a record whose message has probably been lost: it is due, and has been sent so often."""
+    return [{"$set": {"_r.sent": False, "_r.wakeAt": "$nextRunAt"}}]
 
 
 # --- running -------------------------------------------------------------------------------------

@@ -327,6 +327,83 @@ def mark_unsent(records: Records, keys: Iterable[RecordKey]) -> int:
 
 
 @translated
+def count_in_flight(records: Records, task: str, *, sent_before: datetime | None = None) -> int:
+    """Return how many records of *task* are with the broker before their dispatch deadline.
+
+    Args:
+        records: Records collection.
+        task: Name of the task.
+        sent_before: Only those whose message was sent by then, by the server's clock.
+    """
+    return records.count_documents(
+        {"task": task, **pipelines.state_is(CLAIM.sources), **pipelines.is_in_flight(sent_before=sent_before)},
+    )
+
+
+@translated
+def find_sent(
+    records: Records,
+    task: str,
+    *,
+    sent_before: datetime,
+    patience: timedelta,
+    limit: int,
+) -> list[RecordKey]:
+    """Return records with the broker that `expire_sent` would make due, with the same arguments.
+
+    Args:
+        records: Records collection.
+        task: Name of the task.
+        sent_before: As for `expire_sent`.
+        patience: As for `expire_sent`.
+        limit: Most records returned.
+    """
+    in_flight = pipelines.is_in_flight(sent_before=sent_before, patience=patience)
+    found = records.find(
+        {"task": task, **pipelines.state_is(CLAIM.sources), **in_flight}, projection=["sourceDocId"], limit=limit
+    )
+    return [RecordKey(task, record["sourceDocId"]) for record in found]
+
+
+@translated
+def expire_sent(
+    records: Records,
+    keys: Iterable[RecordKey],
+    *,
+    sent_before: datetime,
+    patience: timedelta,
+) -> int:
+    """Let those of *keys* be sent again now whose message is taken for lost (B-66).
+
+    A record that a worker has claimed meanwhile, or that has been sent again, is left alone; and if its message was
+    not lost after all, two are on their way and one does nothing. The dispatch deadline goes on doubling.
+
+    Args:
+        records: Records collection.
+        keys: Records.
+        sent_before: Only messages sent by then, by the server's clock, are taken for lost.
+        patience: The second message in a row must have been sent so much earlier, the third three times as much, the
+            fourth seven times: what looks like a loss again and again floods nobody.
+
+    Returns:
+        Number of records made due.
+
+    Raises:
+        StoreUnavailableError: A part of it may have been written; doing it again is harmless.
+    """
+    result = records.update_many(
+        {
+            "_id": {"$in": [key.id for key in keys]},
+            **pipelines.state_is(CLAIM.sources),
+            **pipelines.is_in_flight(sent_before=sent_before, patience=patience),
+        },
+        pipelines.expire_sent(),
+        hint=_BY_ID,
+    )
+    return result.modified_count
+
+
+@translated
 def seconds_until_next_wake(records: Records, task: str) -> float | None:
     """Return the seconds, by the server's clock, until a pending record of *task* is due or overdue; None: never."""
     waits: list[float] = []
@@ -570,6 +647,13 @@ def running(records: Records, task: str) -> list[Lease]:
 
 
 @translated
+def is_running(records: Records, task: str) -> bool:
+    """Whether any record of *task* is running."""
+    running_one = {"task": task, **pipelines.state_is(RUNNING), "_r.wakeAt": {"$gt": pipelines.EPOCH}}
+    return records.find_one(running_one, projection=["_id"]) is not None
+
+
+@translated
 def claimed_with(records: Records, keys: Sequence[RecordKey], token: str) -> list[Lease]:
     """Return those of *keys*, of one task, that run under *token*: what a worker's parent process needs to know."""
     ids = [key.id for key in keys]
@@ -699,20 +783,6 @@ def forget_observations(records: Records, task: str) -> int:
     """
     result = records.update_many({"task": task}, [{"$set": {"_r.at": Timestamp(0, 1)}}])
     return result.modified_count
-
-
-@translated
-def count_in_flight(records: Records, task: str) -> int:
-    """Return how many records of *task* are with the broker before their dispatch deadline."""
-    return records.count_documents(
-        {
-            "task": task,
-            **pipelines.state_is(CLAIM.sources),
-            "_r.sent": True,
-            "_r.wakeAt": {"$gt": pipelines.EPOCH},
-            "$expr": {"$gt": ["$_r.wakeAt", "$$NOW"]},
-        },
-    )
 
 
 @translated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime
 from typing import Any
 
 from bson import ObjectId, Timestamp
@@ -11,6 +12,7 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
+from celery_reactive.core.record import CODEC
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import ConfigurationError, NotAReplicaSetError, ServerTooOldError, StoreUnavailableError
 from celery_reactive.store.errors import translated
@@ -66,6 +68,13 @@ def replica_set_id(database: Database[Any]) -> ObjectId | None:
         raise
     identity: ObjectId | None = config["config"].get("settings", {}).get("replicaSetId")
     return identity
+
+
+@translated
+def now(database: Database[Any]) -> datetime:
+    """Return the primary's clock, which `$$NOW` is read from."""
+    told: datetime = database.command("hello", codec_options=CODEC)["localTime"]
+    return told
 
 
 @translated
