@@ -20,7 +20,7 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.write_concern import WriteConcern
 
-from celery_reactive import embedded
+from celery_reactive import Reactive, embedded
 from celery_reactive.cli.demo.processes import Child
 
 CONCURRENCY = 2
@@ -49,6 +49,30 @@ class Stage:
         """Return the watched collection of that `chunk`, written with majority."""
         name = project.collection_of(chunk)
         return self._database.get_collection(name, write_concern=WriteConcern(w="majority"))
+
+    def records(self, chunk: str = project.DEFAULT) -> Collection[dict[str, Any]]:
+        """Return the records of what `orders` returns."""
+        return self._database[f"{project.collection_of(chunk)}_tasks"]
+
+    @property
+    def planner_pid(self) -> int:
+        """The planner's process."""
+        return self._children[0].pid
+
+    def reconcile(self) -> None:
+        """Have everything reconciled."""
+        Reactive.of(project.app).reconcile()
+
+    def is_reconciled(self) -> bool:
+        """Whether everything is."""
+        return all(task.is_reconciled for task in Reactive.of(project.app).status().tasks)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until *condition* holds, however long that takes; a planner that has ended ends it."""
+        while not condition():
+            if self._children[0].exit_code is not None:
+                raise BenchmarkError(self._tails())
+            time.sleep(10 * _POLL_SECONDS)
 
     def begin(self) -> None:
         """Forget the runs so far: what follows is measured."""
@@ -102,11 +126,12 @@ def _insert(orders: Collection[dict[str, Any]], number: int) -> None:
 
 
 @contextmanager
-def set_up(chunks: Sequence[str] = (project.DEFAULT,)) -> Iterator[Stage]:
+def set_up(chunks: Sequence[str] = (project.DEFAULT,), *, planner_alone: bool = False) -> Iterator[Stage]:
     """Start everything, yield it warm, end it.
 
     Args:
         chunks: One reactive task is declared for each: a number of records, or `project.DEFAULT`.
+        planner_alone: Start no worker, and let the planner send nothing.
     """
     name = f"benchmark_{uuid.uuid4().hex[:8]}"
     with ExitStack() as stack:
@@ -127,18 +152,31 @@ def set_up(chunks: Sequence[str] = (project.DEFAULT,)) -> Iterator[Stage]:
         )  # made from the configuration once: connections and queues of the last stage
         client = stack.enter_context(MongoClient[dict[str, Any]](mongodb.url))
         stack.callback(client.drop_database, name)
-        children = _start(folder, environment, stack)
+        children = _start(folder, environment, stack, planner_alone=planner_alone)
         stage = Stage(client, name, folder / "runs", children)
-        stage.warm_up(chunks)
+        if planner_alone:
+            project.app.conf.reactive_mongodb_url = mongodb.url_of(name)
+            _hold_back(stage)
+        else:
+            stage.warm_up(chunks)
         yield stage
 
 
-def _start(folder: Path, environment: dict[str, str], stack: ExitStack) -> list[Child]:
+def _hold_back(stage: Stage) -> None:
+    reactive = Reactive.of(project.app)
+    for task in reactive.registry:
+        reactive.pause(task.name)
+    stage.wait_until(stage.is_reconciled)
+
+
+def _start(folder: Path, environment: dict[str, str], stack: ExitStack, *, planner_alone: bool) -> list[Child]:
     worker = ["worker", f"--concurrency={CONCURRENCY}", "--loglevel=INFO", "--without-gossip", "--without-mingle"]
     commands = {
         "planner": ["-m", "celery_reactive.cli", "-A", "project", "planner"],
         "worker": ["-m", "celery", "-A", "project", *worker],
     }
+    if planner_alone:
+        del commands["worker"]
     children = []
     for name, command in commands.items():
         child = Child(name, command, folder=folder, environment=environment)
