@@ -223,4 +223,4 @@ class Cleaner:
 
     @property
     def _page_size(self) -> int:
-        return self._runtime.settings.batch_size
+        return min(self._runtime.settings.batch_size, orphans.LARGEST_PAGE)

@@ -32,6 +32,8 @@ from celery_reactive.store.server import known_time
 
 Documents = Collection[dict[str, Any]]
 
+LARGEST_PAGE = 1000
+"""The work of a removal grows with the square of its page, and must stay far below its time limit (B-42)."""
 _STATEMENT_LIMIT = timedelta(seconds=2)
 _COUNT_LIMIT_MS = 10_000
 _BY_ID = "_id_"
@@ -109,14 +111,15 @@ def pages(
         records: Records collection.
         task: Name of the task.
         criteria: By which a record counts as old.
-        size: Most records of a page; only one page is in memory.
+        size: Most records of a page, up to `LARGEST_PAGE`; only one page is in memory.
         session: Causal session.
 
     Raises:
         StoreUnavailableError: MongoDB does not answer; the pages already yielded are good.
     """
     after: Any = MinKey()
-    while page := _read(records, _range(task, after), criteria, limit=size, session=session):
+    limit = min(size, LARGEST_PAGE)
+    while page := _read(records, _range(task, after), criteria, limit=limit, session=session):
         yield page
         after = page[-1].doc_id
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import threading
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from bson import Int64
 
-from celery_reactive.core.outcome import Skipped
+from celery_reactive.core.outcome import Completed, Skipped
 from celery_reactive.core.policies import CleanupPolicy
 from celery_reactive.core.states import RecordState
 from celery_reactive.errors import StoreUnavailableError, TermEndedError
@@ -20,6 +22,7 @@ from celery_reactive.events import CleanupFinished
 from celery_reactive.planner import cleanup
 from celery_reactive.planner.cleanup import Cleaner
 from celery_reactive.store import orphans
+from celery_reactive.store.change_stream import ChangeStream
 from celery_reactive.store.orphans import Criteria, Seen
 from tests.integration.bench import TOOK, Bench
 from tests.integration.conftest import MakeBench, MakeDesk
@@ -162,6 +165,20 @@ def test_a_record_marked_left_stays_while_its_document_matches(
     bench.put({**DOCUMENT, "_id": 1})
     clean(make_cleaner(bench))
     assert left_over(bench) == {1}
+
+
+@pytest.mark.parametrize("matches", [True, False], ids=["matching", "not matching"])
+def test_a_deleted_documents_record_goes_whatever_has_taken_its_place(
+    make_bench: MakeBench, make_cleaner: MakeCleaner, *, matches: bool
+) -> None:
+    """B-18, B-41: the insertion, which has yet to be planned, is of a new document, and runs if it matches."""
+    bench = make_bench(filter={"on": True}, cleanup_policy=AT_ONCE)
+    gone(bench, 1)
+    bench.put({**DOCUMENT, "_id": 1, "on": matches})
+    clean(make_cleaner(bench))
+    assert left_over(bench) == set()
+    bench.plan({**DOCUMENT, "_id": 1, "on": matches})
+    assert left_over(bench) == ({1} if matches else set())
 
 
 def test_a_document_on_which_the_filter_fails_is_left_alone(make_bench: MakeBench, make_cleaner: MakeCleaner) -> None:
@@ -338,6 +355,68 @@ def test_a_record_that_somebodys_transaction_holds_is_left_for_the_next_time(ben
     assert orphans.remove(bench.records, bench.task.name, found, criteria) == 1
 
 
+def test_cleanup_beside_live_work_loses_no_final_state(
+    make_bench: MakeBench, make_desk: MakeDesk, make_cleaner: MakeCleaner
+) -> None:
+    """B-10, B-41: a writer, the stream, a worker and an eager cleanup at once; every last state was handled."""
+    documents, writes = 20, 600
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 -- shown when the test fails
+    bench = make_bench(filter={"on": True}, watch_projection={"v": 1}, cleanup_policy=GONE_OR_LEFT)
+    desk, cleaner = make_desk(bench), make_cleaner(bench)
+    stream = ChangeStream(bench.connection.database(), ["orders"], batch_size=50, wake_collection="_")
+    stream.open()
+    written, planned = threading.Event(), threading.Event()
+    handled: dict[int, Any] = {}
+
+    def write() -> None:
+        dice = random.Random(seed)
+        for _ in range(writes):
+            doc_id, fate = dice.randrange(documents), dice.random()
+            if fate < 0.4:
+                bench.source.delete_one({"_id": doc_id})
+            else:
+                document = {"_id": doc_id, "on": fate < 0.8, "v": dice.choice("ab")}
+                bench.source.replace_one({"_id": doc_id}, document, upsert=True)
+        written.set()
+
+    def watch() -> None:
+        last = False
+        while not last:
+            last = written.is_set()
+            while (batch := stream.read(timedelta(milliseconds=50))).changes:
+                desk.planning.plan_changes(batch.changes, at=batch.at)
+                cleaner.note_deleted(batch.changes)
+        planned.set()
+
+    def work() -> None:
+        last = False
+        while not last:
+            last = planned.is_set()
+            while claims := bench.claim(*range(documents)):
+                for claim in claims:
+                    found = bench.source.find_one({"_id": claim.key.doc_id}) or {}
+                    handled[claim.key.doc_id] = found.get("v") if found.get("on") else None
+                    bench.settle(claim, Completed(TOOK))
+
+    def sweep() -> None:
+        last = False
+        while not last:
+            last = planned.is_set()
+            cleaner.want_all()
+            cleaner.step()
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(step) for step in (write, watch, work, sweep)]:
+            done.result(60)
+    stream.close()
+    clean(cleaner)
+    final = {document["_id"]: document["v"] for document in bench.source.find({"on": True})}
+    assert {doc_id: handled.get(doc_id) for doc_id in final} == final
+    assert left_over(bench) == final.keys()
+    assert {bench.state(doc_id) for doc_id in final} == {RecordState.COMPLETED}
+
+
 def test_an_insert_only_task_runs_again_once_the_record_is_removed(
     make_bench: MakeBench, make_cleaner: MakeCleaner
 ) -> None:
@@ -381,7 +460,7 @@ def test_many_orphans_go_in_batches_with_flat_memory(make_bench: MakeBench, make
     stages = [{"$set": {"copy": clone}}, {"$unwind": "$copy"}, {"$set": names}, {"$unset": "copy"}, {"$merge": target}]
     bench.records.aggregate(stages)
     bench.source.insert_many({"_id": doc_id} for doc_id in range(1, number // 2))
-    cleaner = make_cleaner(bench, batch_size=1000)
+    cleaner = make_cleaner(bench, batch_size=10_000)
     cleaner._runtime.connection.client.admin.command("ping")
     tracemalloc.start()
     try:
