@@ -108,6 +108,7 @@ class Cron:
 
 
 Schedule = Fixed | Linear | Exponential | Series | Cron
+_DEFAULT_SCHEDULE = Exponential()
 
 
 class Limits(TypedDict, total=False):
@@ -119,9 +120,9 @@ class Limits(TypedDict, total=False):
     jitter: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, init=False)
 class RetryPolicy:
-    """When failed attempts are repeated. Made by one of the class methods, or `parse`.
+    """When failed attempts are repeated. Made by one of the class methods, or `parse`; checked however it is made.
 
     Attributes:
         schedule: How long to wait.
@@ -133,11 +134,22 @@ class RetryPolicy:
             attempt may then come before its time.
     """
 
-    schedule: Schedule = dataclasses.field(default_factory=Exponential)
-    max_attempts: int | None = DEFAULT_MAX_ATTEMPTS
-    max_duration: timedelta | None = None
-    reset_retries_on_data_change: bool = True
-    jitter: float = 0.0
+    schedule: Schedule
+    max_attempts: int | None
+    max_duration: timedelta | None
+    reset_retries_on_data_change: bool
+    jitter: float
+
+    def __init__(self, schedule: Schedule = _DEFAULT_SCHEDULE, **limits: Unpack[Limits]) -> None:
+        """Make a policy of a schedule, by default the exponential one.
+
+        Raises:
+            ConfigurationError: A value is wrong or unknown; all such are listed.
+        """
+        options = Options("retry_policy", limits, _LIMITS)
+        if not _is_schedule(schedule):
+            options.refuse(f'expected RetryPolicy.fixed("10s", …) or another of the methods, got {shown(schedule)}')
+        self._take(schedule, options)
 
     @classmethod
     def fixed(cls, interval: Duration, **limits: Unpack[Limits]) -> Self:
@@ -197,17 +209,21 @@ class RetryPolicy:
     def _from_options(cls, raw: Mapping[Any, Any]) -> Self:
         type_ = _type_of(raw)
         options = Options("retry_policy", raw, ("type", *_OPTIONS[type_], *_LIMITS), camel_case_allowed=True)
-        schedule = _schedule(type_, options)
-        max_duration = options.read("max_duration", options.optional_duration, None)
-        policy = cls(
-            schedule,
-            options.read("max_attempts", _read_attempts, DEFAULT_MAX_ATTEMPTS if max_duration is None else None),
-            max_duration,
-            options.read("reset_retries_on_data_change", read_boolean, default=True),
-            options.read("jitter", functools.partial(read_number, at_least=0, at_most=1), 0.0),
-        )
-        options.check()
+        policy = cls.__new__(cls)
+        policy._take(_schedule(type_, options), options)  # noqa: SLF001 -- a constructor's own business
         return policy
+
+    def _take(self, schedule: Schedule, options: Options) -> None:
+        max_duration = options.read("max_duration", options.optional_duration, None)
+        most = options.read("max_attempts", _read_attempts, DEFAULT_MAX_ATTEMPTS if max_duration is None else None)
+        resets = options.read("reset_retries_on_data_change", read_boolean, default=True)
+        jitter = options.read("jitter", functools.partial(read_number, at_least=0, at_most=1), 0.0)
+        options.check()
+        object.__setattr__(self, "schedule", schedule)
+        object.__setattr__(self, "max_attempts", most)
+        object.__setattr__(self, "max_duration", max_duration)
+        object.__setattr__(self, "reset_retries_on_data_change", resets)
+        object.__setattr__(self, "jitter", jitter)
 
     def next_wait(self, attempt: int, *, failing_for: timedelta, now: datetime, random: float) -> timedelta | None:
         """Return how long to wait for the next attempt, or None if none is left.
@@ -224,6 +240,10 @@ class RetryPolicy:
             return None
         wait = self.schedule.wait(max(attempt, 1), now if now.tzinfo else now.replace(tzinfo=UTC))
         return None if wait is None else wait * (1 - self.jitter * (1 - random))
+
+
+def _is_schedule(value: object) -> bool:
+    return isinstance(value, Schedule)
 
 
 def _within(seconds: float, longest: timedelta) -> timedelta:

@@ -232,3 +232,27 @@ def test_the_class_methods_refuse_like_the_dicts() -> None:
         RetryPolicy.fixed("soon")
     with pytest.raises(ConfigurationError, match="unknown option 'tries'"):
         RetryPolicy.fixed("1s", tries=3)  # type: ignore[call-arg]
+
+
+def test_the_constructor_reads_its_limits_as_the_dicts_do() -> None:
+    """B-39: the default number of attempts, and none where a duration limits them."""
+    assert RetryPolicy(max_attempts=3).max_attempts == 3
+    assert RetryPolicy(max_attempts=-1).max_attempts is None
+    assert RetryPolicy(max_duration="24h") == RetryPolicy.exponential(max_duration=timedelta(hours=24))
+
+
+@pytest.mark.parametrize(
+    ("made_of", "message"),
+    [
+        ({"max_attempts": "3"}, "max_attempts: expected a positive"),
+        ({"max_attempts": 0}, "max_attempts: expected a positive"),
+        ({"max_duration": "soon"}, "max_duration: expected a timedelta"),
+        ({"jitter": 2}, "jitter: expected a number"),
+        ({"maxAttempts": 3}, "unknown option 'maxAttempts'; did you mean 'max_attempts'"),
+        ({"schedule": "fixed"}, "expected RetryPolicy.fixed"),
+    ],
+)
+def test_the_constructor_refuses_what_no_run_could_use(made_of: Any, message: str) -> None:
+    """B-2: at the declaration; what fails when an attempt has failed would strand the record and stop the rescue."""
+    with pytest.raises(ConfigurationError, match=message):
+        RetryPolicy(**made_of)
