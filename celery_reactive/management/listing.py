@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import bson
+from bson.datetime_ms import DatetimeMS
 from bson.errors import BSONError
 
 from celery_reactive.core.record import CODEC, RecordKey
@@ -208,8 +209,10 @@ def _ranked(
 
 
 def _rank(value: Any) -> tuple[bool, Any]:
-    """Return what Python sorts as the server sorts the value: null is the least."""
-    return (False, 0) if value is None else (True, value)
+    """Return what Python sorts as the server sorts the value: null is the least, and times may be beyond `datetime`."""
+    if value is None:
+        return (False, 0)
+    return (True, int(DatetimeMS(value)) if isinstance(value, datetime) else value)
 
 
 def _places(

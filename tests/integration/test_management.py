@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from bson import Decimal128, Int64, MaxKey, MinKey, ObjectId
+from bson.datetime_ms import DatetimeMS
 from celery import Celery
 from pymongo.collection import Collection
 
@@ -292,6 +293,21 @@ def test_pages_hold_each_record_once_in_one_order(reactive: Reactive, sort: tupl
         if after is None:
             break
     assert by_skip == by_key == keys(whole)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_time_beyond_pythons_years_hides_no_record(
+    reactive: Reactive, sync: Bench, mail: Bench, direction: int
+) -> None:
+    """B-51: it stands in its place among the others, over all collections."""
+    for bench in (sync, mail):
+        bench.plan(on("soon"), on("never"), on("done"))
+        bench.complete(bench.claim("done")[0])
+        bench.records.update_one({"sourceDocId": "never"}, {"$set": {"nextRunAt": DatetimeMS(10**15)}})
+    expected = ["done", "done", "soon", "soon", "never", "never"][::direction]
+    page = reactive.get_tasks(sort=("nextRunAt", direction), limit=3)
+    rest = reactive.get_tasks(sort=("nextRunAt", direction), after=page.next)
+    assert ids(page) + ids(rest) == expected
 
 
 @pytest.mark.usefixtures("many")
