@@ -157,6 +157,16 @@ def test_purging_removes_by_hand_what_the_policy_keeps(
     assert left_over(removing) == set(range(10))
 
 
+def test_a_running_record_is_neither_counted_nor_marked(reactive: Reactive, keeping: Bench) -> None:
+    """B-41: what is to become of it is told when its run has ended."""
+    keeping.start({**DOCUMENT, "_id": 1})
+    keeping.source.delete_one({"_id": 1})
+    before = keeping.raw(1)
+    assert count_purge(reactive.runtime, "keeping", gone=True) == 0
+    assert reactive.purge("keeping", gone=True) == 0
+    assert keeping.raw(1) == before
+
+
 def test_a_purge_is_told(reactive: Reactive, keeping: Bench) -> None:
     """B-54: as every change by hand; nothing is told of where nothing was removed."""
     told: list[Any] = []
