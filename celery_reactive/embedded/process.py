@@ -108,22 +108,37 @@ class Process:
         """Start the server, or start it again after `kill()`, and wait until it answers.
 
         Raises:
-            EmbeddedServerError: It ended or did not answer within 30 s; the message holds the end of its log.
+            EmbeddedServerError: It ended or did not answer within 30 s; the message holds the end of its log. Data from
+                before are kept, and it may be started once more.
         """
         if self.pid is not None:
             return
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix=f"celery-reactive-{self.name}-"))
+        # One that has ended by itself leaves its helpers and its watchdog.
+        self.kill()
+        if self._port is None or self._folder is None:
+            self._start_anew(Path(tempfile.mkdtemp(prefix=f"celery-reactive-{self.name}-")))
+        else:
+            self._start_again(self._port, self._folder)
+
+    def _start_anew(self, folder: Path) -> None:
+        self._folder = folder
         for _ in range(_PORT_ATTEMPTS):
-            port = self._port or free_port()
+            port = free_port()
             with contextlib.suppress(_PortTakenError):
-                self._launch(port, self._folder)
+                self._launch(port, folder)
                 self._port = port
                 return
-            if self._port is not None:
-                break
         self.stop()
         raise EmbeddedServerError(f"{self.name}: the port was taken by somebody else each time")
+
+    def _start_again(self, port: int, folder: Path) -> None:
+        """Start on the same port; somebody's outgoing connection may have it for a while."""
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(_PortTakenError):
+                self._launch(port, folder)
+                return
+        raise EmbeddedServerError(f"{self.name}: somebody else has taken port {port} meanwhile")
 
     def stop(self) -> None:
         """End the server and remove its data. Does nothing if it does not run."""
@@ -167,7 +182,8 @@ class Process:
         try:
             self._child = _spawn(command, self._environment(port, folder), folder / "output.log")
         except OSError as error:
-            self.stop()
+            if self._port is None:
+                self.stop()
             raise EmbeddedServerError(f"{self.name}: {command[0]} cannot be run: {error.strerror}") from error
         self._watchdog = _watch_over(self._child, folder)
         self._await_answer(self._child, port)
@@ -190,7 +206,10 @@ class Process:
         if any(words in tail for words in _PORT_TAKEN):
             self.kill()
             raise _PortTakenError
-        self.stop()
+        if self._port is None:
+            self.stop()
+        else:
+            self.kill()
         raise EmbeddedServerError(f"{self.name} {what}; the end of its log:\n{tail}")
 
     def _log_tail(self) -> str:

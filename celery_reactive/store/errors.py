@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,6 +31,8 @@ R = TypeVar("R")
 _LOCKED = frozenset({24, 50, 112, 251, 262})
 """LockTimeout, MaxTimeMSExpired, WriteConflict, NoSuchTransaction, ExceededTimeLimit."""
 _TRANSIENT = frozenset({6, 7, 43, 63, 64, 89, 91, 133, 134, 149, 175, 189, 202, 234, 237, 246, 9001, 10107})
+_UNAUTHORIZED = 13
+_REFUSED_COMMAND = re.compile(r'not authorized on (\S+) to execute command \{ (\w+): (?:"([^"]*)")?')
 _TRANSIENT_SHUTDOWN = frozenset({11600, 11601, 11602, 13388, 13435, 13436})
 
 
@@ -68,9 +71,25 @@ def translate(error: PyMongoError) -> StoreUnavailableError | StatementFailedErr
         return StoreBusyError(str(error))
     if _is_lost(error) or code in _TRANSIENT or code in _TRANSIENT_SHUTDOWN:
         return StoreUnavailableError(str(error))
+    if isinstance(error, OperationFailure) and code == _UNAUTHORIZED:
+        return StatementFailedError(_missing_right(error), code=code)
     if isinstance(error, OperationFailure | DocumentTooLarge):
         return StatementFailedError(str(error), code=code)
     return StoreUnavailableError(str(error))
+
+
+def _missing_right(error: OperationFailure) -> str:
+    """Return what the user may not do and what to do about it; the server shows the whole statement."""
+    said = str((error.details or {}).get("errmsg", error))
+    refused = _REFUSED_COMMAND.match(said)
+    if refused is None:
+        return said
+    database, command, collection = refused.groups()
+    where = f"{database}.{collection}" if collection else database
+    return (
+        f"not authorized: expected the right to run {command} on {where}, which the user of the connection string "
+        f"does not have; grant it the role readWrite on {database}"
+    )
 
 
 def _is_lost(error: PyMongoError) -> bool:

@@ -18,8 +18,9 @@ BROKER = "broker"
 
 _FIRST_SECONDS = 3.0
 _MEAN_GAP_SECONDS = 1.2
-_SETTLING_SECONDS = 2.0
-"""A process or server that something was wrong with is left alone for so long."""
+_SETTLING_SECONDS = 3.0
+_BROKER_SETTLING_SECONDS = 10.0
+"""What something was wrong with is left alone for so long; a broker needs some seconds to start."""
 _DRAWS = 5
 """So often is another fault drawn where the target has one already."""
 _TWO_MEMBERS_CHANCE = 0.1
@@ -139,5 +140,6 @@ def _drawn(chance: random.Random, at: float, free_at: dict[str, float]) -> Itera
         detail = chance.randrange(1 << 16)
         alone = target in MEMBERS and chance.random() >= _TWO_MEMBERS_CHANCE
         if all(free_at.get(one, 0) <= at for one in (MEMBERS if alone else (target,))):
-            free_at[target] = at + seconds + _SETTLING_SECONDS
+            settling = _BROKER_SETTLING_SECONDS if target == BROKER else _SETTLING_SECONDS
+            free_at[target] = at + seconds + settling
             yield Fault(round(at, 2), choice.kind, target, round(seconds, 2), detail)

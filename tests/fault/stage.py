@@ -11,11 +11,12 @@ import json
 import os
 import signal
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import amqp
 import redis
 from kombu import Connection as BrokerConnection
 from pymongo import MongoClient
@@ -73,6 +74,7 @@ class Stage:
         self._children: dict[str, Child] = {}
         self._held_down: set[str] = set()
         self._lock = threading.Lock()
+        self._turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._ended = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
         self._cleanup = contextlib.ExitStack()
@@ -168,8 +170,13 @@ class Stage:
 
     # --- faults ----------------------------------------------------------------------------------
 
-    def suffering(self, fault: Fault) -> contextlib.AbstractContextManager[None]:
-        """Let *fault* be there during the block, and be mended at its end."""
+    @contextlib.contextmanager
+    def suffering(self, fault: Fault) -> Iterator[None]:
+        """Let *fault* be there during the block, and be mended at its end; one at a time at each target."""
+        with self._turns[fault.target], self._of(fault):
+            yield
+
+    def _of(self, fault: Fault) -> contextlib.AbstractContextManager[None]:
         match fault.target:
             case target if target in MEMBERS:
                 return self._at_member(fault, MEMBERS.index(target))
@@ -292,7 +299,8 @@ class Stage:
             with redis.Redis.from_url(self.broker.url, socket_timeout=5) as connection:
                 connection.flushall()
             return
-        with BrokerConnection(self.broker.url, connect_timeout=5) as connection:
+        # A queue that does not exist is as empty as can be.
+        with BrokerConnection(self.broker.url, connect_timeout=5) as connection, contextlib.suppress(amqp.NotFound):
             connection.default_channel.queue_purge("celery")
 
 
