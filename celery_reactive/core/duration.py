@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from celery_reactive.core.suggest import shown
 from celery_reactive.errors import ConfigurationError
@@ -54,6 +54,19 @@ def parse_duration(value: object, *, name: str, camel_case: bool = False) -> tim
     if length > LONGEST:
         raise _too_long(name, value)
     return length
+
+
+def in_utc(moment: datetime) -> datetime:
+    """Return an aware *moment* in UTC.
+
+    Raises:
+        ConfigurationError: In UTC it lies beyond the years 1 to 9999.
+    """
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        problem = f"expected a time within the years 1 to 9999 in UTC, got {shown(moment)}"
+        raise ConfigurationError("delay", [problem]) from None
 
 
 def format_duration(length: timedelta) -> str:

@@ -6,9 +6,9 @@ under way go on.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
-from celery_reactive.core.duration import Duration, parse_duration
+from celery_reactive.core.duration import Duration, in_utc, parse_duration
 from celery_reactive.errors import ConfigurationError
 from celery_reactive.events import TaskPaused, TaskThrottled
 from celery_reactive.runtime import Runtime
@@ -68,6 +68,6 @@ def _server_time_of(runtime: Runtime, delay: Duration | datetime) -> datetime:
         if delay.tzinfo is None:
             problem = f"expected a duration or an aware datetime, got {delay!r}; add tzinfo=datetime.UTC"
             raise ConfigurationError("delay", [problem])
-        return delay.astimezone(UTC)
+        return in_utc(delay)
     length = parse_duration(delay, name="delay")
     return queries.server_time(runtime.connection.globals()) + length

@@ -95,11 +95,20 @@ def _pipeline(
         {"$replaceWith": {"$mergeObjects": [{"$cond": ["$same", "$doc", {}]}, note]}},
     ]
     if projection:
-        excludes = not any(value for field, value in projection.items() if field != "_id") and (
-            len(projection) > 1 or not projection.get("_id", True)
-        )
-        stages.append({"$project": dict(projection) if excludes else {**projection, _NOTE: 1}})
+        stages.append({"$project": dict(projection) if _excludes(projection) else {**projection, _NOTE: 1}})
     return stages
+
+
+def _excludes(projection: Mapping[str, Any]) -> bool:
+    """Whether *projection* names what to leave out; `_id` decides only where it stands alone."""
+    others = [value for field, value in projection.items() if field != "_id"]
+    return not any(map(_includes, others or projection.values()))
+
+
+def _includes(value: Any) -> bool:
+    if isinstance(value, Mapping) and not any(field.startswith("$") for field in value):
+        return any(map(_includes, value.values()))
+    return bool(value != 0)
 
 
 def _answer(answer: RawBSONDocument, source: Collection[Any]) -> Read | MovedOn:

@@ -28,9 +28,7 @@ from celery_reactive.core.states import (
     CLAIM,
     COMPLETE,
     DISCARD,
-    LEAVE,
     REPROCESS,
-    RETRY_BY_HAND,
     REVOKE,
     RUNNING,
     RecordState,
@@ -243,7 +241,6 @@ def leave(
             "_id": {"$in": [RecordKey(task.name, doc_id).id for doc_id in doc_ids]},
             "_r.at": {"$lt": at},
             "_r.gen": {"$lte": generation},
-            "status": {"$in": sorted(LEAVE.sources | RUNNING | {RecordState.COMPLETED, RecordState.FAILED})},
         },
         pipelines.leave(at=at, gone=gone, history_limit=task.execution_history_limit),
         hint=_BY_ID,
@@ -575,6 +572,13 @@ def was_settled_by(records: Records, key: RecordKey, token: str) -> bool:
 
 
 @translated
+def is_completed_by(records: Records, key: RecordKey, token: str, *, session: ClientSession | None) -> bool:
+    """Whether *key* is as the run with *token* left it when it completed it, also within the transaction that did."""
+    completed = {"_id": key.id, "_r.done": token, "status": RecordState.COMPLETED.value}
+    return records.find_one(completed, projection=["_id"], session=session) is not None
+
+
+@translated
 def settle_by_token(records: Records, task: ReactiveTask, key: RecordKey, token: str, outcome: Outcome) -> Settled:
     """End a run from outside the process that runs it: the worker's parent knows only key and token.
 
@@ -699,7 +703,7 @@ def retry_by_hand(
         Number of records changed.
     """
     result = records.update_many(
-        {"$and": [{"_id": {"$in": list(ids)}, **pipelines.state_is(RETRY_BY_HAND.sources)}, only or {}]},
+        {"$and": [{"_id": {"$in": list(ids)}}, only or {}]},
         pipelines.retry_by_hand(),
         hint=_BY_ID,
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import bson
 from bson.raw_bson import RawBSONDocument
 
-from celery_reactive.core.duration import Duration, parse_duration
+from celery_reactive.core.duration import Duration, in_utc, parse_duration
 from celery_reactive.core.outcome import Completed, Deferred, Overtaken
+from celery_reactive.core.suggest import shown
 from celery_reactive.errors import (
     ConfigurationError,
+    LeaseLostError,
     ReactiveError,
     TaskConditionFailedError,
 )
@@ -109,7 +111,9 @@ class TaskContext:
         Raises:
             TaskConditionFailedError: The document is gone, no longer matches the filter, or its watched
                 values have moved on. Left uncaught it ends the run as skipped; the newer state gets its own run.
+            ConfigurationError: *projection* is neither a dict nor a list of fields.
             StoreUnavailableError: MongoDB did not answer.
+            StatementFailedError: The server refuses the projection or an option.
         """
         run = self._usable()
         connection = run.runtime.connection
@@ -179,7 +183,7 @@ class TaskContext:
         run.runtime.emit(TaskThrottled(run.task.name, in_force))
 
     def mark_completed(self, session: ClientSession | None = None) -> None:
-        """Complete the record now, inside the caller's transaction if one is given (B-36).
+        """Complete the record now, inside the caller's transaction if one is given (B-36); once more is harmless.
 
         In a transaction the completion and your writes happen together or not at all; send it last, as
         the open transaction holds the record. If it is rolled back, the handler's return or raise decides.
@@ -192,12 +196,19 @@ class TaskContext:
             StoreUnavailableError: Unknown whether the record was completed.
         """
         run = self._usable()
+        if run.completed:
+            return
         transacted = session is not None and session.in_transaction
-        run.completing = run.completing or transacted
+        repeated, run.completing = run.completing, run.completing or transacted
         target = run.runtime.connection.records(run.task, client=session.client if session is not None else None)
         with driver_errors_within(session):
-            records.settle(target, run.task, run.claim, self._completion(run), session=session)
-        run.completed = run.completed or not transacted
+            try:
+                records.settle(target, run.task, run.claim, self._completion(run), session=session)
+            except LeaseLostError:
+                if not (repeated and records.is_completed_by(target, run.claim.key, run.claim.token, session=session)):
+                    raise
+        if not transacted:
+            run.completed = True
 
     def _completion(self, run: Run) -> Completed | Overtaken:
         """A read that found newer values sends the record round again instead: they must get their run (B-33)."""
@@ -217,12 +228,17 @@ class TaskContext:
             if until.tzinfo is None:
                 problem = f"expected an aware datetime, got {until!r}; add tzinfo=datetime.UTC"
                 raise ConfigurationError("delay", [problem])
-            return until.astimezone(UTC)
+            return in_utc(until)
         delay: timedelta = parse_duration(until, name="delay")
         return self._run.server_time() + delay
 
 
-def _as_mapping(projection: Mapping[str, Any] | Sequence[str] | None) -> Mapping[str, Any] | None:
-    if projection is None or isinstance(projection, Mapping):
-        return projection
-    return dict.fromkeys(projection, 1)
+def _as_mapping(projection: object) -> Mapping[str, Any] | None:
+    match projection:
+        case None | Mapping():
+            return projection
+        case list() | tuple() | set() | frozenset() if all(isinstance(field, str) for field in projection):
+            return dict.fromkeys(projection, 1) or {"_id": 1}
+        case _:
+            problem = f"expected a dict or a list of fields, got {shown(projection)}"
+            raise ConfigurationError("projection", [problem])

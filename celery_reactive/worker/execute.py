@@ -15,7 +15,7 @@ from celery_reactive.core.outcome import Completed, Deferred, GivenBack, Outcome
 from celery_reactive.core.record import Claim, RecordKey
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import ReactiveError, StoreUnavailableError, TaskConditionFailedError
-from celery_reactive.events import RunStarted
+from celery_reactive.events import ContextMisused, RunStarted
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, documents, records
 from celery_reactive.store.definitions import Controls
@@ -255,6 +255,8 @@ def confirm_completion(run: Run) -> None:
 def outcome_of_return(run: Run) -> Outcome:
     """Return the outcome of a handler that returned: what it asked of its context decides."""
     if run.completed:
+        if run.deferral is not None:
+            run.runtime.emit(ContextMisused(str(run.claim.key), "defer_current beside mark_completed is ignored"))
         return Completed(run.elapsed, document_checked=run.document_checked)
     if run.overtaken is not None:
         return Overtaken(run.overtaken, run.generation, run.elapsed)
