@@ -28,6 +28,7 @@ from celery.exceptions import Ignore, ImproperlyConfigured, MaxRetriesExceededEr
 from celery.states import IGNORED
 from celery.utils.time import maybe_make_aware
 
+from celery_reactive.core.duration import LONGEST
 from celery_reactive.core.message import MessageError, is_reactive, unpack
 from celery_reactive.core.outcome import Completed, Deferred, Errored, Exhausted, GivenBack, Outcome, Overtaken, Skipped
 from celery_reactive.core.record import id_to_text
@@ -162,6 +163,8 @@ class ReactiveMixin(Task):
             run.given_up = True
             raise cause or MaxRetriesExceededError(f"can't retry {run.claim.key} more than {max_retries} times")
         signal = Retry(exc=cause, when=countdown if eta is None else eta)
+        # Celery has replaced what does not pickle; the record keeps the error itself.
+        signal.exc = cause
         if throw:
             raise signal
         _current.asked = signal
@@ -253,7 +256,7 @@ class ReactiveMixin(Task):
             cause = _current.asked
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 -- the user's code may raise anything
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the user's code may raise anything
             cause = error
         finally:
             _current.run = outer
@@ -271,7 +274,7 @@ class ReactiveMixin(Task):
             case Retry():
                 cause = error.exc if isinstance(error.exc, BaseException) else error
                 return cause, outcome_of_error(run, cause, retry_in=self._wait_asked_for(run, error.when))
-            case Ignore():
+            case Ignore() if run.overtaken is None and not run.completed:
                 return error, Skipped(str(error) or "the handler raised Ignore", run.elapsed)
             case Reject(requeue=True):
                 return error, outcome_of_error(run, error, retry_in=timedelta(0))
@@ -282,13 +285,13 @@ class ReactiveMixin(Task):
                 return error, _without_retry(outcome) if run.given_up else outcome
 
     def _wait_asked_for(self, run: Run, when: float | datetime | None) -> timedelta | None:
-        """Return the wait that Celery's `retry` asked for; None: the policy's."""
+        """Return the wait that Celery's `retry` asked for, at most a century; None: the policy's."""
         if when is None:
             return None
         if isinstance(when, datetime):
             at: datetime = maybe_make_aware(when, self.app.timezone)
-            return max(timedelta(0), at - run.server_time())
-        return timedelta(seconds=when)
+            return min(max(timedelta(0), at - run.server_time()), LONGEST)
+        return timedelta(seconds=min(when, LONGEST.total_seconds()))
 
     def _tell_celery(self, outcome: Outcome, cause: BaseException | None) -> None:
         match outcome:
@@ -351,8 +354,17 @@ def _without_retry(outcome: Outcome) -> Outcome:
 
 
 def _plain(cause: BaseException | None) -> BaseException | None:
-    """A rejected message would be put back on the queue by Celery; the record decides here, so it is plain failure."""
-    return RuntimeError(f"rejected: {cause.reason!r}") if isinstance(cause, Reject) else cause
+    """Return what Celery shall take for a plain failure, as the record decides here.
+
+    A rejected message would be put back on the queue, and a coroutine's cancellation would end the pool process.
+    """
+    match cause:
+        case Reject(reason=reason):
+            return RuntimeError(f"rejected: {reason!r}")
+        case asyncio.CancelledError():
+            return RuntimeError(f"cancelled: {cause!r}")
+        case _:
+            return cause
 
 
 def _nothing_to_tell() -> Any:

@@ -24,6 +24,7 @@ from bson import Decimal128, ObjectId
 from celery import _state
 
 from celery_reactive import Reactive, embedded
+from celery_reactive.core.duration import LONGEST
 from celery_reactive.core.message import message_for
 from celery_reactive.core.record import Due, RecordKey
 from celery_reactive.planner.dispatch import Publisher
@@ -50,11 +51,12 @@ class Shop:
         self._publisher = Publisher(self.app, self.runtime)
 
     def start(self, pool: str) -> None:
-        """Start a worker on empty collections."""
+        """Start a worker on empty collections, with the definitions that a leader would have stored."""
         for name in self.database.list_collection_names():
             self.database[name].delete_many({})
         for task in self.runtime.registry:
             indexes.prepare(self.runtime.connection.records(task))
+            definitions.define(self.runtime.connection.globals(), task, namespace="w.docs", collated=False, term=1)
         self.pool = pool
         self.worker = Process(
             f"worker-{uuid.uuid4().hex}",
@@ -275,7 +277,7 @@ def test_a_throttle_keeps_later_claims_away(shop: Shop) -> None:
     assert (record["status"], record["attempts"]) == ("pending", 0)
 
 
-@pytest.mark.parametrize("doc_id", ["moved", "swallowed", "raised", "marked"])
+@pytest.mark.parametrize("doc_id", ["moved", "swallowed", "raised", "ignored", "marked"])
 def test_newer_values_get_their_run(shop: Shop, doc_id: str) -> None:
     """B-33: whatever the handler makes of it, the record waits with the values as read, no attempt spent."""
     if doc_id == "marked":
@@ -340,6 +342,8 @@ def test_completing_in_a_transaction_goes_with_it(shop: Shop) -> None:
         ("countdown", "pending", 1, None),
         ("with exc", "pending", 1, "'asked'"),
         ("in except", "pending", 1, "inner"),
+        ("unpicklable", "pending", 1, "locked"),
+        ("enormous", "pending", 1, None),
         ("spent", "failed", 1, "'spent'"),
         ("ignore", "completed", 1, None),
         ("reject", "failed", 1, None),
@@ -355,9 +359,12 @@ def test_celerys_ways_go_through_the_record(
     record = shop.settled("retries", doc_id)
     assert (record["status"], record["attempts"]) == (status, attempts)
     assert error is None or record["lastError"] == error
-    expected = {"countdown": timedelta(hours=1), "with exc": timedelta(hours=1), "requeue": timedelta(0)}
+    hour = timedelta(hours=1)
+    expected = {"countdown": hour, "with exc": hour, "requeue": timedelta(0), "enormous": LONGEST}
     if status == "pending":
         assert waits(record) == expected.get(doc_id, POLICY_WAIT)
+    if doc_id == "unpicklable":
+        assert record["_r"]["error"]["type"] == "ValueError"
     if doc_id == "ignore":
         assert record["executionHistory"][-1]["status"] == "skipped"
 
@@ -374,6 +381,17 @@ def test_autoretry_sees_what_a_coroutine_raises(shop: Shop) -> None:
     shop.run("awaits_and_retries", "auto")
     record = shop.settled("awaits_and_retries", "auto")
     assert (record["status"], record["lastError"], waits(record)) == ("pending", "'auto'", timedelta(hours=1))
+
+
+def test_a_cancelled_coroutine_is_a_failed_attempt(shop: Shop) -> None:
+    """B-1, B-25: and no more than that; the process goes on, whether attempts are left or not."""
+    shop.run("is_cancelled", "c")
+    first = shop.settled("is_cancelled", "c")
+    assert (first["status"], first["lastError"], waits(first)) == ("pending", "by itself", POLICY_WAIT)
+    records.retry_by_hand(shop.database.docs_tasks, [first["_id"]])
+    shop.publish("is_cancelled", "c")
+    assert shop.settled("is_cancelled", "c", after=first)["status"] == "failed"
+    assert "Task handler raised error: CancelledError" not in shop.worker.text()
 
 
 def test_coroutines_run_on_one_loop(shop: Shop) -> None:

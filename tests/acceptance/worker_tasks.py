@@ -143,7 +143,8 @@ def throttles(ctx):
 @reactive()
 def reads(ctx):
     """The document changes between observation and read."""
-    change = {"moved": {"v": 2}, "swallowed": {"v": 2}, "raised": {"v": 2}, "left": {"task": "other"}}.get(ctx.doc_id)
+    moved = {"moved": {"v": 2}, "swallowed": {"v": 2}, "raised": {"v": 2}, "ignored": {"v": 2}}
+    change = {**moved, "left": {"task": "other"}}.get(ctx.doc_id)
     if ctx.doc_id == "gone":
         database().docs.delete_one({"_id": ctx.doc_id})
     elif change:
@@ -156,6 +157,8 @@ def reads(ctx):
             return
         if ctx.doc_id == "raised":
             raise KeyError("mine") from error
+        if ctx.doc_id == "ignored":
+            raise Ignore("nothing to do") from error
         if ctx.doc_id == "marked":
             ctx.mark_completed()
             return
@@ -251,6 +254,12 @@ def retries(self, ctx):
             raise self.retry(countdown=3600)
         case "with exc":
             self.retry(exc=KeyError("asked"), countdown=3600)
+        case "unpicklable":
+            error = ValueError("locked")
+            error.lock = threading.Lock()
+            self.retry(exc=error)
+        case "enormous":
+            self.retry(countdown=float("inf"))
         case "in except":
             try:
                 raise LookupError("inner")
@@ -277,6 +286,14 @@ def retries_by_itself(ctx):
 async def awaits(ctx):
     await asyncio.sleep(0.01)
     note("ran", doc=ctx.doc_id, loop=id(asyncio.get_running_loop()), pid=os.getpid())
+
+
+@reactive()
+async def is_cancelled(ctx):
+    note("ran", doc=ctx.doc_id, pid=os.getpid())
+    part = asyncio.get_running_loop().create_task(asyncio.sleep(10))
+    asyncio.get_running_loop().call_soon(part.cancel, "by itself")
+    await part
 
 
 @reactive(celery={"autoretry_for": (KeyError,), "retry_kwargs": {"countdown": 3600}})
