@@ -266,7 +266,7 @@ class Reactive:
             group: The planner group.
 
         Raises:
-            ConfigurationError: Settings, tasks or server are not fit; nothing was started.
+            ConfigurationError: Settings, tasks or server are not fit, or Celery is eager; nothing was started.
             StoreUnavailableError: MongoDB does not answer at the start.
             BrokerUnavailableError: The broker does not answer at the start.
         """
@@ -275,6 +275,9 @@ class Reactive:
 
         self._app.loader.import_default_modules()
         self._app.finalize()
+        if self._app.conf.task_always_eager:
+            problem = "expected False where a planner runs: every handler would run inside of it"
+            raise ConfigurationError("task_always_eager", [problem])
         process.run(self.runtime, Publisher(self._app, self.runtime), stop or threading.Event(), group=group)
 
     # --- management ------------------------------------------------------------------------------

@@ -168,3 +168,9 @@ def test_a_setting_may_name_its_callable(new_app: MakeApp) -> None:
     assert runtime.task_filter is bool
     with pytest.raises(ConfigurationError, match="reactive_task_caller"):
         _ = Reactive.of(new_app(reactive_task_caller="no.such.thing")).runtime
+
+
+def test_eager_mode_with_a_planner_is_refused(new_app: MakeApp) -> None:
+    """B-40: before anything is connected to."""
+    with pytest.raises(ConfigurationError, match="task_always_eager: expected False"):
+        Reactive.of(new_app(task_always_eager=True)).run_planner()
