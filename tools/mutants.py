@@ -1,0 +1,392 @@
+"""Removes one guard of the store's statements at a time, and sees whether a test fails for it.
+
+`make mutants` runs all, `python tools/mutants.py NAME…` those whose names contain one of the words, `--list` only names
+them, and `--write` puts the table into docs/evidence/mutants.md. Each mutant is tried in a copy of the repository.
+
+Two kinds are removed: every entry beside `_id` in the filter of a statement that writes, found in the source, so that
+a new guard is a new mutant; and the conditions inside the update pipelines, listed below, each of which must occur in
+the source once. A mutant that survives is a guard nobody would miss: write the test, or remove the guard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[1]
+STORE = Path("celery_reactive/store")
+PAGE = ROOT / "docs" / "evidence" / "mutants.md"
+BEGIN, END = "<!-- begin mutants -->", "<!-- end mutants -->"
+STATEMENTS = (
+    "records.py",
+    "orphans.py",
+    "definitions.py",
+    "positions.py",
+    "checkpoints.py",
+    "leadership.py",
+    "unplanned.py",
+)
+WRITES = {"update_one", "update_many", "find_one_and_update", "delete_one", "delete_many", "_update", "_settle"}
+TESTS = (
+    "tests/integration/test_guards.py",
+    "tests/integration/test_counterexamples.py",
+    "tests/integration/test_reconcile.py",
+    "tests/integration/test_protocol.py",
+    "tests/integration/test_cleanup.py",
+    "tests/integration/test_evolution.py",
+    "tests/integration/test_checkpoints.py",
+    "tests/integration/test_leadership.py",
+    "tests/integration/test_records_planning.py",
+    "tests/integration/test_records_running.py",
+    "tests/integration/test_records_dispatching.py",
+    "tests/integration/test_records_by_hand.py",
+    "tests/integration/test_idempotence.py",
+    "tests/integration/test_planning.py",
+    "tests/integration/test_management.py",
+    "tests/integration/test_rescue.py",
+    "tests/integration/test_worker_leases.py",
+)
+"""In the order in which they are asked; most mutants die in the first two."""
+LIMIT_SECONDS = 600
+CONDITIONS = {
+    "apply: cluster time": (
+        '{"$gte": ["$$new._r.at", "$_r.at"]}',
+        "True",
+        "an older observation overwrites a newer one",
+    ),
+    "apply: generation": (
+        '{"$gte": ["$$new._r.gen", "$_r.gen"]}',
+        "True",
+        "an older leader's definition undoes a newer one's observation",
+    ),
+    "apply: touched only by something newer": (
+        '{"$and": [accepted, {"$gt": ["$$new._r.at", "$_r.at"]}]}',
+        "accepted",
+        "a batch planned again sends a finished run round again",
+    ),
+    "apply: running stays running": (
+        '_if("$_r.plan.running", RecordState.PROCESSING_DIRTY.value, RecordState.PENDING.value)',
+        "RecordState.PENDING.value",
+        "two workers run one record",
+    ),
+    "apply: touched": (
+        '{"$and": ["$_r.plan.running", "$_r.plan.newer", {"$not": run}]}',
+        "False",
+        "A, B, A during a run that has read B loses A",
+    ),
+    "apply: re-entry": (
+        'reentered = {"$or": [_flag("gone"), {"$and": [_flag("left"), _TRUE if reentry_runs else _flag("skipped")]}]}',
+        "reentered = False",
+        "a document inserted again, or back in the filter, does not run",
+    ),
+    "apply: unknown generations": (
+        '{"$or": [{"$ne": ["$lastObservedValues", "$$new.lastObservedValues"]}, {"$not": known}]}',
+        '{"$ne": ["$lastObservedValues", "$$new.lastObservedValues"]}',
+        "a change under an earlier projection is taken for none",
+    ),
+    "apply: a scan does not stamp": (
+        '_if("$_r.plan.accepted" if stamps else run, "$$new._r.at", "$_r.at")',
+        '_if("$_r.plan.accepted", "$$new._r.at", "$_r.at")',
+        "a scan hides a deletion and re-insertion that it read over",
+    ),
+    "apply: the first event of what a scan left unrun": (
+        '{"$and": [live, newer, _flag("unrun")]}',
+        "False",
+        "without backfill, the first change does not run",
+    ),
+    "scan: running records": (
+        '{"$not": {"$in": ["$$known.status", sorted(RUNNING)]}}',
+        "True",
+        "a scan after a lost history does not touch a run that has read a passing value",
+    ),
+    "scan: gone": ('{"$ne": ["$$known._r.gone", True]}', "True", "a scan overlooks a document that is there again"),
+    "scan: left": ('{"$ne": ["$$known._r.left", True]}', "True", "a scan overlooks a document that matches again"),
+    "scan: values": (
+        '{"$eq": ["$$known.lastObservedValues", "$lastObservedValues"]}',
+        "True",
+        "a scan overlooks a change",
+    ),
+    "adopt: generation as read": (
+        '{"$eq": ["$_r.gen", "$$new.gen"]}',
+        "True",
+        "an older snapshot overwrites one of another generation",
+    ),
+    "adopt: time as read": (
+        '{"$eq": ["$_r.at", "$$new.at"]}',
+        "True",
+        "an older snapshot overwrites a newer observation",
+    ),
+    "leave: only pending is skipped": (
+        'skips = {"$and": [_IS_PENDING, {"$not": _flag("forced")}]}',
+        'skips = {"$not": _flag("forced")}',
+        "a running record is released by a deletion, and a re-insertion starts a second worker",
+    ),
+    "leave: a retry by hand runs": (
+        'skips = {"$and": [_IS_PENDING, {"$not": _flag("forced")}]}',
+        "skips = _IS_PENDING",
+        "a retry by hand is swallowed",
+    ),
+    "settle: dirty": (
+        'waits = {"$or": ["$_r.end.dirty", "$_r.end.touched"]}',
+        'waits = "$_r.end.touched"',
+        "a change during the run is lost",
+    ),
+    "settle: touched": (
+        'waits = {"$or": ["$_r.end.dirty", "$_r.end.touched"]}',
+        'waits = "$_r.end.dirty"',
+        "A, B, A during a run that has read B loses A",
+    ),
+    "settle: forced": (
+        'again = {"$or": ["$_r.end.forced", waits]}',
+        "again = waits",
+        "a retry by hand during the run is lost",
+    ),
+    "settle: what is off completes": (
+        '{"$and": [_IS_PENDING, _IS_OFF]}',
+        "False",
+        "a record whose document is gone runs for ever",
+    ),
+    "settle: a newer observation stands": (
+        'newer_known: Expression = {"$gt": ["$_r.at", observed_at]}',
+        "newer_known: Expression = False",
+        "what a worker saw overwrites what the planner has seen since",
+    ),
+    "settle: a newer generation stands": (
+        'newer_known = {"$or": [newer_known, {"$gt": ["$_r.gen", generation]}]}',
+        "pass",
+        "what a worker saw under an earlier definition overwrites a newer snapshot",
+    ),
+    "reprocess: what is held stays held": (
+        '{"$and": [{"$not": "$_r.reset.running"}, {"$not": {"$and": [_IS_PENDING, _flag("held")]}}]}',
+        '{"$not": "$_r.reset.running"}',
+        "a deferral that nothing may cut short is cut short",
+    ),
+    "is_past: by the server's clock": (
+        '{"$lte": [f"${field}", _NOW]}',
+        "True",
+        "what waits is run at once",
+    ),
+    "reconciled: unless needed again": (
+        'done = {"$eq": [{"$ifNull": ["$needs", 0]}, needs]}',
+        "done = True",
+        "a history lost during a reconciliation is never looked at",
+    ),
+}
+"""Condition as it stands in a module of the store, what takes its place, and what breaks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """The package without one guard."""
+
+    name: str
+    file: Path
+    source: str
+    breaks: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant."""
+
+    mutant: Mutant
+    killer: str
+    """The test that failed; empty: it survived."""
+    seconds: float
+
+
+def mutants() -> Iterator[Mutant]:
+    """Yield every mutant there is."""
+    yield from _conditions()
+    for name in STATEMENTS:
+        path = ROOT / STORE / name
+        if path.exists():
+            yield from _filters(path)
+
+
+def _conditions() -> Iterator[Mutant]:
+    modules = {path: ast.parse(path.read_text()) for path in sorted((ROOT / STORE).rglob("*.py"))}
+    for name, (condition, instead, breaks) in CONDITIONS.items():
+        found = [
+            (path, ast.unparse(changed))
+            for path, module in modules.items()
+            for changed in _without(module, condition, instead)
+        ]
+        if len(found) != 1:
+            raise SystemExit(
+                f"{name}: expected the condition once in {STORE}, found it {len(found)} times: {condition}"
+            )
+        path, source = found[0]
+        yield Mutant(name, path.relative_to(ROOT), source, breaks)
+
+
+def _without(module: ast.Module, condition: str, instead: str) -> Iterator[ast.Module]:
+    """Yield the module once for each place of *condition*, with *instead* there."""
+    wanted, other = _parsed(condition), _parsed(instead)
+    for number, node in enumerate(ast.walk(module)):
+        if ast.dump(node) == ast.dump(wanted):
+            yield _replaced(module, number, other)
+
+
+def _replaced(module: ast.Module, number: int, other: ast.AST) -> ast.Module:
+    """Return a copy of the module with *other* in the place of one node."""
+    changed = copy.deepcopy(module)
+    place = list(ast.walk(changed))[number]
+
+    class Replacing(ast.NodeTransformer):
+        def visit(self, node: ast.AST) -> ast.AST:
+            return other if node is place else self.generic_visit(node)
+
+    Replacing().visit(changed)
+    return ast.fix_missing_locations(changed)
+
+
+def _parsed(text: str) -> ast.AST:
+    """Return the expression or the statement that *text* is."""
+    (statement,) = ast.parse(text).body
+    return statement.value if isinstance(statement, ast.Expr) else statement
+
+
+def _filters(path: Path) -> Iterator[Mutant]:
+    """Yield a mutant for each entry beside `_id` in the filters of a module's writing statements."""
+    module = ast.parse(path.read_text())
+    for function in [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]:
+        for filter_ in _filters_of(function):
+            keys, values = filter_.keys, filter_.values
+            for number, key in enumerate(keys):
+                if isinstance(key, ast.Constant) and key.value == "_id":
+                    continue
+                guard = ast.unparse(values[number]) if key is None else ast.literal_eval(key)
+                filter_.keys, filter_.values = _all_but(keys, number), _all_but(values, number)
+                yield Mutant(f"{path.stem}.{function.name}: {guard}", path.relative_to(ROOT), ast.unparse(module))
+            filter_.keys, filter_.values = keys, values
+
+
+def _all_but(parts: list[T], number: int) -> list[T]:
+    return [part for index, part in enumerate(parts) if index != number]
+
+
+def _filters_of(function: ast.FunctionDef) -> list[ast.Dict]:
+    """Return the filters of the writing statements of a function, also those that it puts together before."""
+    if not any(_writes(node) for node in ast.walk(function)):
+        return []
+    filters = [node for node in ast.walk(function) if isinstance(node, ast.Dict) and _names_id(node)]
+    filters += [node.args[0] for node in ast.walk(function) if _writes(node) and isinstance(node.args[0], ast.Dict)]
+    parts = {
+        value.id
+        for one in filters
+        for key, value in zip(one.keys, one.values, strict=True)
+        if key is None and isinstance(value, ast.Name)
+    }
+    for node in ast.walk(function):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Dict() as part) if name in parts:
+                filters.append(part)
+            case _:
+                pass
+    return list({id(one): one for one in filters if len(one.keys) > 1}.values())
+
+
+def _writes(node: ast.AST) -> bool:
+    match node:
+        case ast.Call(func=ast.Attribute(attr=name)) | ast.Call(func=ast.Name(id=name)):
+            return name in WRITES
+        case _:
+            return False
+
+
+def _names_id(node: ast.Dict) -> bool:
+    return any(isinstance(key, ast.Constant) and key.value == "_id" for key in node.keys)
+
+
+def judge(mutant: Mutant, place: Path) -> Verdict:
+    """Try the tests on a mutant; the copy is as it was afterwards."""
+    target = place / mutant.file
+    original = target.read_text()
+    target.write_text(mutant.source)
+    began = time.monotonic()
+    try:
+        killer = _failed([test for test in TESTS if (place / test).exists()], place)
+    finally:
+        target.write_text(original)
+    return Verdict(mutant, killer, time.monotonic() - began)
+
+
+def _failed(tests: list[str], place: Path) -> str:
+    """Return the name of a test that fails, empty if all pass."""
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-header", "--tb=no"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", *tests, *options],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(place)},
+    )
+    if ended.returncode == 0:
+        return ""
+    failed = [line for line in ended.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return failed[0].split()[1].split("::")[-1].split("[")[0] if failed else "the tests do not run"
+
+
+def copied(folder: Path) -> Path:
+    """Return a copy of what the tests need."""
+    for name in ("celery_reactive", "tests", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """Return the verdicts as a table in Markdown."""
+    rows = [
+        f"| {_cell(one.mutant.name)} | {one.mutant.breaks} | {_cell(one.killer or 'survives')} |" for one in verdicts
+    ]
+    return "\n".join(["| removed | what breaks | a test that fails |", "|---|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    return "`" + text.replace("|", "\\|") + "`"
+
+
+def main() -> int:
+    """Judge the chosen mutants; 1 if one survives."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="only mutants whose names contain one of these")
+    parser.add_argument("--list", action="store_true", help="only name them")
+    parser.add_argument("--write", action="store_true", help="put the table into the documentation")
+    options = parser.parse_args()
+    chosen = [one for one in mutants() if not options.words or any(word in one.name for word in options.words)]
+    if options.list:
+        print("\n".join(one.name for one in chosen))
+        return 0
+    verdicts = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = copied(Path(folder))
+        for one in chosen:
+            verdicts.append(judge(one, place))
+            print(f"{verdicts[-1].seconds:6.1f} s  {one.name}: {verdicts[-1].killer or 'SURVIVES'}", flush=True)
+    survivors = [one.mutant.name for one in verdicts if not one.killer]
+    print(f"{len(verdicts) - len(survivors)} of {len(verdicts)} mutants die")
+    if options.write and not options.words:
+        head, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{head}{BEGIN}\n{table(verdicts)}\n{END}{rest.partition(END)[2]}")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
