@@ -8,7 +8,8 @@ Lost is what was sent before a broker was found emptied, and what was sent befor
 row that found fewer messages than those records need. Workers take messages between a reading and a count: that is
 over by the next reading, and only the same records count then.
 
-Nothing is asked of the broker while no record is on its way.
+Nothing is asked of the broker while no record is on its way, but once at the beginning: what is sent for the first
+time must find a canary.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class ContentsWatch:
         self._on_lost = on_lost
         self._ended = ended
         self._complaint = Complaint("the broker, asked for its contents,")
+        self._has_read = False
         self._emptied_at: datetime | None = None
         """Not yet dealt with: the server's time before the reading that found the broker emptied."""
         self._suspicions: dict[str, _Suspicion] = {}
@@ -100,7 +102,7 @@ class ContentsWatch:
         """
         now = server.now(self._runtime.connection.database())
         sent = self._count(self._tasks)
-        if not any(sent.values()) and self._emptied_at is None:
+        if self._has_read and not any(sent.values()):
             self._contents.close()
             self._suspicions.clear()
             return 0
@@ -110,6 +112,7 @@ class ContentsWatch:
             self._complaint.away(error)
             return 0
         self._complaint.back()
+        self._has_read = True
         if reading.emptied:
             self._emptied_at = now
         if self._emptied_at is not None:

@@ -14,11 +14,12 @@ SECONDS_AWAY = 4.0
 
 @pytest.fixture
 def running(project: Project) -> Project:
-    """A project with a worker and a leader, one document handled."""
+    """A project with a worker and a leader, one document handled; the worker holds no message any more."""
     project.worker("--concurrency", "1")
     project.planner("planner")
     project.database.jobs.insert_one({"_id": "before", "do": "nothing"})
-    project.wait_until(lambda: project.record("job", "before").get("status") == "completed")
+    for task in ("job", "coroutine"):
+        project.wait_until(lambda task=task: project.record(task, "before").get("status") == "completed")
     return project
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -13,6 +13,8 @@ from tests.integration.conftest import MakeBench
 
 FIRST = timedelta(seconds=60)
 LONGEST = timedelta(minutes=15)
+MINUTE = timedelta(minutes=1)
+AT_ONCE = timedelta(0)
 
 
 def due(bench: Bench, limit: int = 10) -> list[RecordKey]:
@@ -104,6 +106,77 @@ def test_what_was_not_published_is_due_again(bench: Bench) -> None:
     assert (record["_r"]["sent"], record["_r"]["dispatches"]) == (False, 0)
     assert record["_r"]["wakeAt"] == record["nextRunAt"]
     assert due(bench) == [bench.key(1)]
+
+
+def expire(bench: Bench, *doc_ids: int, sent_before: datetime | None = None, patience: timedelta = AT_ONCE) -> int:
+    """Take the messages of those records for lost that are found to be on their way."""
+    moment = sent_before or bench.now()
+    keys = [bench.key(doc_id) for doc_id in doc_ids]
+    found = records.find_sent(bench.records, bench.task.name, sent_before=moment, patience=patience, limit=10)
+    expired = records.expire_sent(bench.records, keys, sent_before=moment, patience=patience)
+    assert expired == len([key for key in found if key in keys])
+    return expired
+
+
+def test_what_is_taken_for_lost_is_due_at_once(bench: Bench) -> None:
+    """B-66: with the time at which it was due, and its messages still counted; done twice it does nothing more."""
+    bench.plan(*({"_id": doc_id, "on": True} for doc_id in (1, 2)))
+    assert expire(bench, 1, 2) == 0
+    send(bench, 1, 2)
+    assert expire(bench, 1) == 1
+    record = bench.record(1)
+    assert (record["_r"]["sent"], record["_r"]["dispatches"]) == (False, 1)
+    assert record["_r"]["wakeAt"] == record["nextRunAt"]
+    assert due(bench) == [bench.key(1)]
+    assert expire(bench, 1) == 0
+    assert send(bench, 1) == 1
+    assert round((bench.record(1)["_r"]["wakeAt"] - bench.now()) / timedelta(seconds=1)) == pytest.approx(120, abs=2)
+
+
+def test_only_what_is_on_its_way_is_taken_for_lost(make_bench: MakeBench) -> None:
+    """B-66: not what a worker runs or has run, waits for its time, or is past its deadline and due anyway."""
+    bench = make_bench()
+    bench.plan(*({"_id": doc_id} for doc_id in range(5)))
+    send(bench, *range(5))
+    bench.claim(0)
+    (claim,) = bench.claim(1)
+    bench.complete(claim)
+    (claim,) = bench.claim(2)
+    bench.error(claim)
+    age(bench, 3, timedelta(seconds=1))
+    before = [bench.raw(doc_id) for doc_id in range(4)]
+    assert expire(bench, *range(5)) == 1
+    assert [bench.raw(doc_id) for doc_id in range(4)] == before
+
+
+def test_what_was_sent_since_is_not_taken_for_lost(bench: Bench) -> None:
+    """B-66: what made the planner suspicious says nothing of later messages."""
+    bench.plan({"_id": 1, "on": True})
+    earlier = bench.now()
+    pause(bench, until=earlier + timedelta(milliseconds=2))
+    send(bench, 1)
+    assert records.count_in_flight(bench.records, bench.task.name) == 1
+    assert records.count_in_flight(bench.records, bench.task.name, sent_before=earlier) == 0
+    assert expire(bench, 1, sent_before=earlier) == 0
+    assert records.count_in_flight(bench.records, bench.task.name, sent_before=bench.now()) == 1
+    assert expire(bench, 1) == 1
+
+
+def test_each_loss_in_a_row_is_believed_later(bench: Bench) -> None:
+    """B-66: the first at once, the next ones after one, three, seven times the patience."""
+    bench.plan({"_id": 1, "on": True})
+    for patiences in (0, 1, 3, 7):
+        send(bench, 1)
+        sent_at = bench.record(1)["_r"]["sentAt"]
+        believed = sent_at + patiences * MINUTE
+        assert expire(bench, 1, sent_before=believed - timedelta(milliseconds=1), patience=MINUTE) == 0
+        assert expire(bench, 1, sent_before=believed, patience=MINUTE) == 1
+
+
+def pause(bench: Bench, *, until: datetime) -> None:
+    """Wait until the server's clock is past *until*."""
+    while bench.now() <= until:
+        pass
 
 
 def test_a_record_not_yet_due_is_not_marked(make_bench: MakeBench) -> None:
