@@ -15,6 +15,7 @@ app.conf.reactive_instance_id = os.environ.get("INSTANCE")
 app.conf.reactive_leader_ttl = "3s"
 app.conf.reactive_visibility_timeout = "30s"
 app.conf.broker_connection_retry_on_startup = True
+app.conf.worker_soft_shutdown_timeout = float(os.environ.get("SOFT_SECONDS", "0"))
 
 quick = {"type": "fixed", "interval": "200ms", "max_attempts": 2}
 

@@ -61,17 +61,46 @@ def send(app: Celery, task: ReactiveTask, doc_ids: list[Any]) -> None:
     publisher.close()
 
 
-def test_a_cold_shutdown_gives_the_run_back(project: Project, app: Celery, database: Database[Any]) -> None:
-    """B-68: pending at once, attempts as before."""
-    worker = project.worker("-c", "1")
-    database.jobs.insert_one({"_id": 1, "do": "slow"})
-    send(app, Reactive.of(app).registry.get("job"), [1])
+FINISHED, GIVEN_BACK = ("completed", 1), ("pending", 0)
+STOPS = {
+    "warm, by TERM": (signal.SIGTERM, "0", FINISHED),
+    "warm, by INT": (signal.SIGINT, "0", FINISHED),
+    "cold": (signal.SIGQUIT, "0", GIVEN_BACK),
+    "soft, long enough": (signal.SIGQUIT, "5", FINISHED),
+    "soft, too short": (signal.SIGQUIT, "0.3", GIVEN_BACK),
+}
+"""Signal, `worker_soft_shutdown_timeout`, and how the run ends: state and attempts."""
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize(("number", "soft", "end"), STOPS.values(), ids=list(STOPS))
+def test_a_worker_that_stops_finishes_its_run_or_gives_it_back(
+    project: Project,
+    app: Celery,
+    database: Database[Any],
+    pool: str,
+    number: signal.Signals,
+    soft: str,
+    end: tuple[str, int],
+) -> None:
+    """B-68: finalized, or pending at once with attempts as before; what was prefetched is not touched."""
+    project.environment["SOFT_SECONDS"] = soft
+    worker = project.worker("--pool", pool, "-c", "1")
+    database.jobs.insert_many([{"_id": number, "do": "slow"} for number in range(3)])
+    job = Reactive.of(app).registry.get("job")
+    for doc_id in range(3):
+        send(app, job, [doc_id])
     project.wait_until(lambda: database.runs.count_documents({}))
-    worker.send(signal.SIGQUIT)
-    project.wait_until(lambda: project.record("job", 1)["status"] != "processing")
+    worker.send(number)
     worker.wait()
-    record = project.record("job", 1)
-    assert (record["status"], record["attempts"], record["executionHistory"]) == ("pending", 0, [])
+    record = project.record("job", 0)
+    if pool == "threads" and (record["status"], record["attempts"]) == FINISHED:
+        # No thread can be stopped: where Celery's own stop waits for it, the run has finished.
+        end = FINISHED
+    assert (record["status"], record["attempts"]) == end
+    assert [entry["status"] for entry in record["executionHistory"]] == ["completed"] * end[1]
+    assert {project.record("job", doc_id)["status"] for doc_id in (1, 2)} <= {"pending", "completed"}
+    assert database.jobs_tasks.count_documents({"_r.claim": {"$ne": None}}) == 0
 
 
 def test_a_time_limit_is_each_records_own(project: Project, app: Celery, database: Database[Any]) -> None:
