@@ -493,6 +493,16 @@ def test_a_deletion_removes_the_record_at_once(
     assert left_over(keeping) == {1, 2}
 
 
+def test_what_is_no_deletion_of_the_tasks_documents_costs_no_look(
+    bench: Bench, make_desk: MakeDesk, make_cleaner: MakeCleaner
+) -> None:
+    """B-42: writes, and what happens in other collections."""
+    desk, cleaner = make_desk(bench), make_cleaner(bench)
+    elsewhere = dataclasses.replace(desk.deleted(2), collection="customers")
+    cleaner.note_deleted([desk.written(1), elsewhere])
+    assert cleaner._deleted[bench.task.name].take(10) == []
+
+
 def test_an_old_record_goes_with_its_document(bench: Bench, make_desk: MakeDesk, make_cleaner: MakeCleaner) -> None:
     """B-42: what has not been updated or run for longer than `keep_for` needs no further wait."""
     desk, cleaner = make_desk(bench), make_cleaner(bench)
