@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Self, Unpack
 
@@ -15,6 +15,7 @@ from kombu.utils.imports import symbol_by_name
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.duration import Duration
 from celery_reactive.core.registry import Registry
+from celery_reactive.core.suggest import shown
 from celery_reactive.errors import ConfigurationError
 from celery_reactive.events import Event
 from celery_reactive.management import by_hand, cleanup, controls, listing, reconciling
@@ -105,6 +106,8 @@ def _refuse_what_is_no_handler(target: Any, function: Callable[..., Any] | None)
         problem = "expected a function or coroutine function, got a generator function"
     elif isinstance_unevaluated(target, (type,)):
         problem = "expected a function or a Celery task, got a class; decorate what app.register_task returns"
+    elif not isinstance_unevaluated(target, (Task, Proxy)) and not inspect.isroutine(target):
+        problem = f"expected a function or a Celery task, got {shown(target)}"
     else:
         return
     raise ConfigurationError(_provisional_name(function), [problem])
@@ -145,6 +148,18 @@ def _in_every_app(upgrade: Callable[[Celery], None]) -> None:
     for app in list(_state._get_active_apps()):  # noqa: SLF001 -- as Celery's own shared_task does
         if app.finalized:
             upgrade(app)
+
+
+def _refuse_tasks_around(tasks: Iterable[Task]) -> None:
+    """Refuse `@app.task` above `@reactive_task`: it makes a second task, whose options count for no run.
+
+    Raises:
+        ConfigurationError: There is such a task.
+    """
+    for task in tasks:
+        if isinstance_unevaluated(task.run, (Proxy,)):
+            problem = "expected @reactive_task above the decorator that makes the Celery task, got it below"
+            raise ConfigurationError(task.name, [problem])
 
 
 def _make_reactive(task: Task, options: dict[str, Any]) -> None:
@@ -236,6 +251,8 @@ class Reactive:
         return self._runtime
 
     def _make_runtime(self) -> Runtime:
+        if self._app.finalized:
+            _refuse_tasks_around(self._app.tasks.values())
         conf = self._app.conf
         settings = Settings.load(conf.get, self._setting_names())
         return Runtime(

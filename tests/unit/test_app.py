@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -174,3 +175,25 @@ def test_eager_mode_with_a_planner_is_refused(new_app: MakeApp) -> None:
     """B-40: before anything is connected to."""
     with pytest.raises(ConfigurationError, match="task_always_eager: expected False"):
         Reactive.of(new_app(task_always_eager=True)).run_planner()
+
+
+def test_reactive_below_the_celery_task_is_refused(new_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B-1: two tasks would come of it, and the options of the outer one would count for no run."""
+    app = new_app()
+
+    def own(ctx: Any) -> None:
+        """Do nothing."""
+
+    # Celery looks at what it is given, and so asks for it in the current app.
+    monkeypatch.setattr(_state._tls, "current_app", app)
+    app.task(name="its.own", time_limit=5)(reactive_task(collection="orders")(own))
+    app.finalize()
+    with pytest.raises(ConfigurationError, match=r"its\.own: expected @reactive_task above the decorator"):
+        _ = Reactive.of(app).runtime
+
+
+@pytest.mark.parametrize("target", [5, None, functools.partial(handle, 1)], ids=str)
+def test_what_is_no_function_is_refused(target: Any) -> None:
+    """B-2: with what was expected."""
+    with pytest.raises(ConfigurationError, match="expected a function or a Celery task, got"):
+        reactive_task(collection="orders")(target)
