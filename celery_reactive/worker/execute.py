@@ -14,7 +14,12 @@ from celery_reactive.core.message import Named
 from celery_reactive.core.outcome import Completed, Deferred, GivenBack, Outcome, Overtaken, Skipped
 from celery_reactive.core.record import Claim, RecordKey
 from celery_reactive.core.task import ReactiveTask
-from celery_reactive.errors import ReactiveError, StoreUnavailableError, TaskConditionFailedError
+from celery_reactive.errors import (
+    ReactiveError,
+    StatementFailedError,
+    StoreUnavailableError,
+    TaskConditionFailedError,
+)
 from celery_reactive.events import ContextMisused, RunStarted
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, documents, records
@@ -215,7 +220,7 @@ def _left_to_newer_code(run: Run) -> GivenBack | None:
     return GivenBack(wait=_NEWER_CODE_WAIT) if claim.started_at - claim.reset_at < _NEWER_CODE_PATIENCE else None
 
 
-def _ended_unseen(run: Run, session: ClientSession) -> Skipped | GivenBack | None:
+def _ended_unseen(run: Run, session: ClientSession) -> Outcome | None:
     """Ask the stored filter about a record observed under an older one; outside it no handler is called (B-32)."""
     try:
         found = documents.read(
@@ -229,6 +234,8 @@ def _ended_unseen(run: Run, session: ClientSession) -> Skipped | GivenBack | Non
         )
     except StoreUnavailableError:
         return GivenBack()
+    except StatementFailedError as error:
+        return failed_attempt(run, error)
     match found:
         case Read() | MovedOn():
             return None

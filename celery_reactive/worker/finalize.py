@@ -19,6 +19,7 @@ from celery_reactive.core.outcome import (
     Outcome,
     Overtaken,
     Skipped,
+    shorten,
 )
 from celery_reactive.core.states import RecordState
 from celery_reactive.errors import LeaseLostError, StatementFailedError, StoreUnavailableError
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 _SOON = timedelta(milliseconds=500)
 """A wait longer than this the planner learns of in time by its own looking."""
+_UNSTORABLE_BYTES = 300
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 2.0
 
@@ -60,7 +62,8 @@ def finalize(run: Run, outcome: Outcome) -> Settled | None:
         settled = _persist(run, outcome)
     except StatementFailedError as error:
         logger.warning("outcome cannot be stored, failing the attempt: %s", error, extra={"event": "unstorable"})
-        outcome = failed_attempt(run, error)
+        # In few words: what has no room for an outcome may have room for that.
+        outcome = _attempt(run, Failure(shorten(str(error), _UNSTORABLE_BYTES), type(error).__qualname__))
         settled = _persist(run, outcome)
     if settled is None:
         run.lost = True
@@ -89,7 +92,10 @@ def failed_attempt(run: Run, error: BaseException, *, retry_in: timedelta | None
         error: What the handler raised.
         retry_in: A wait that Celery's own `retry` asked for, instead of the policy's.
     """
-    failure = Failure.of(error, "".join(traceback.format_exception(error)))
+    return _attempt(run, Failure.of(error, "".join(traceback.format_exception(error))), retry_in=retry_in)
+
+
+def _attempt(run: Run, failure: Failure, *, retry_in: timedelta | None = None) -> Errored | Exhausted:
     elapsed = run.elapsed
     wait = run.task.retry_policy.next_wait(
         run.claim.attempt,

@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 
-from celery_reactive.core.outcome import Deferred, GivenBack
+from celery_reactive.core.declaration import declare
+from celery_reactive.core.message import Named
+from celery_reactive.core.outcome import Deferred, Errored, Failure, GivenBack
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.states import RecordState
 from celery_reactive.errors import ConfigurationError, LeaseLostError
 from celery_reactive.events import Event
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
-from celery_reactive.store import records
+from celery_reactive.store import definitions, records
 from celery_reactive.store.connection import Connection
 from celery_reactive.worker.context import TaskContext
-from celery_reactive.worker.execute import confirm_completion, outcome_of_return
+from celery_reactive.worker.execute import confirm_completion, execute, outcome_of_return
+from celery_reactive.worker.finalize import finalize
 from celery_reactive.worker.run import Run
 from tests.integration.bench import Bench
 
@@ -160,3 +163,44 @@ def test_a_time_beyond_the_calendar_is_refused(context: TaskContext, run: Run, u
     assert run.deferral is None
     context.defer_current(datetime.max.replace(tzinfo=UTC))
     assert run.deferral is not None
+
+
+# --- what cannot be done ---------------------------------------------------------------------------
+
+
+def test_a_stored_filter_that_fails_on_the_document_is_a_failed_attempt(
+    bench: Bench, connection: Connection, settings: Settings
+) -> None:
+    """B-32: of a record observed under an older definition, without a call, and without waiting for its lease."""
+    globals_ = connection.globals()
+    failing = declare(
+        bench.task.name,
+        {"collection": "orders", "filter": {"$gt": [{"$divide": ["$v", "$w"]}, 1]}, "watch_projection": {"v": 1}},
+    )
+    for task in (bench.task, failing):
+        definitions.define(globals_, task, namespace="shop.orders", collated=False, term=1)
+    bench.plan({"_id": 1, "on": True, "v": 1, "w": 0})
+    execute(
+        Runtime(settings, Registry(), connection, ()),
+        bench.task,
+        [Named(bench.key(1), 0)],
+        lambda _run, _context: pytest.fail("the handler was called"),
+        token="t",  # noqa: S106
+        worker="bench",
+    )
+    record = bench.record(1)
+    assert (record["status"], record["attempts"]) == (RecordState.PENDING, 1)
+    assert "$divide" in record["lastError"]
+
+
+def test_a_record_with_room_for_little_more_keeps_a_little(bench: Bench, run: Run) -> None:
+    """B-29: an outcome that does not fit is a failed attempt, told in few words."""
+    room = 1500
+    bench.records.update_one({}, {"$set": {"filler": ""}})
+    (size,) = bench.records.aggregate([{"$project": {"bytes": {"$bsonSize": "$$ROOT"}}}])
+    bench.records.update_one({}, {"$set": {"filler": "x" * (16 * 1024 * 1024 - size["bytes"] - room)}})
+    error = Failure("m" * 8000, "ValueError", "t" * 16000)
+    assert finalize(run, Errored(error, timedelta(seconds=1), timedelta(0))) is not None
+    record = bench.record(1)
+    assert (record["status"], record["attempts"]) == (RecordState.PENDING, 1)
+    assert record["_r"]["error"]["type"] == "StatementFailedError"
