@@ -75,7 +75,7 @@ def sync(ctx: TaskContext) -> None:
             ctx.defer_current("300ms")
             run["outcome"] = "deferred"
             return
-        work({"slow": chance.uniform(0.5, 2), "very slow": chance.uniform(3, 6)}.get(what, chance.uniform(0, 0.02)))
+        work({"slow": chance.uniform(0.5, 2), "very slow": chance.uniform(3, 6)}.get(what, chance.uniform(0, 0.06)))
         run["saw"] = {"v": document["v"], "w": document["w"]}
 
 

@@ -17,7 +17,7 @@ MEMBERS = ("mongod-0", "mongod-1", "mongod-2")
 BROKER = "broker"
 
 _FIRST_SECONDS = 3.0
-_MEAN_GAP_SECONDS = 1.2
+_MEAN_GAP_SECONDS = 2.0
 _SETTLING_SECONDS = 3.0
 _BROKER_SETTLING_SECONDS = 10.0
 """What something was wrong with is left alone for so long; a broker needs some seconds to start."""

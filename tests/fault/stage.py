@@ -273,9 +273,10 @@ class Stage:
                 client.admin.command({"replSetStepDown": 10, "secondaryCatchUpPeriodSecs": 2, "force": True})
             else:
                 client.admin.command(_fail_point(fault.detail))
+        pid = primary.pid
         yield
-        with contextlib.suppress(PyMongoError), _admin(primary.port) as client:
-            client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+        while primary.pid == pid and not _fails_no_more(primary.port):
+            threading.Event().wait(0.5)
 
     @contextlib.contextmanager
     def _at_broker(self, fault: Fault) -> Iterator[None]:
@@ -338,6 +339,16 @@ def _fail_point(number: int) -> dict[str, Any]:
         "mode": {"activationProbability": 0.3},
         "data": {"failCommands": _FAILING, "appName": "celery-reactive", **what},
     }
+
+
+def _fails_no_more(port: int) -> bool:
+    """End the fail point of a member; false: it does not answer now."""
+    try:
+        with _admin(port) as client:
+            client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+    except PyMongoError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

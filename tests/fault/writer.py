@@ -8,6 +8,7 @@ journal for the stories of those that something went wrong with.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import threading
 import time
@@ -21,9 +22,13 @@ from pymongo.write_concern import WriteConcern
 
 from tests.fault.audit import Last
 
-DOCUMENTS = 300
-HOT_DOCUMENTS = 12
-"""Written every third time, so that runs are overtaken and made dirty."""
+DOCUMENTS = 40
+"""So many are written at a time."""
+HOT_DOCUMENTS = 8
+"""These of them every other time, so that runs are overtaken and made dirty."""
+RETIRING_CHANCE = 1 / 8
+"""That a document is not written any more after a write, and another takes its place: what is proved of last states is
+proved of many, and of some that were written in the middle of a run."""
 PAUSE_SECONDS = 0.04
 
 
@@ -61,7 +66,8 @@ class Writer:
         self._orders = self._client.get_default_database().get_collection(
             "orders", write_concern=WriteConcern("majority")
         )
-        self._ids: list[Any] = [number if number % 3 else f"order {number}" for number in range(DOCUMENTS)]
+        self._ids = (number if number % 3 else f"order {number}" for number in itertools.count())
+        self._written: list[Any] = list(itertools.islice(self._ids, DOCUMENTS))
         self._now: dict[Any, dict[str, Any] | None] = {}
         self._counts: Counter[Any] = Counter()
         self._inserted: dict[Any, float] = {}
@@ -96,14 +102,25 @@ class Writer:
             self._do_something()
 
     def _do_something(self) -> None:
-        few = self._chance.random() < 1 / 3
-        doc = self._chance.choice(self._ids[:HOT_DOCUMENTS] if few else self._ids)
+        few = self._chance.random() < 1 / 2
+        place = self._chance.randrange(HOT_DOCUMENTS if few else DOCUMENTS)
+        doc = self._written[place]
         now = self._now.get(doc)
         if now is None:
             self._insert(doc, again=doc in self._now)
-            return
-        things = (self._change, self._flip, self._note, self._delete, self._renew, self._leave_or_enter)
-        self._chance.choices(things, weights=(52, 6, 10, 8, 6, 18))[0](doc, now)
+        else:
+            things = (
+                self._change,
+                self._hurry,
+                self._flip,
+                self._note,
+                self._delete,
+                self._renew,
+                self._leave_or_enter,
+            )
+            self._chance.choices(things, weights=(40, 18, 6, 8, 6, 6, 16))[0](doc, now)
+        if self._chance.random() < RETIRING_CHANCE:
+            self._written[place] = next(self._ids)
 
     def _insert(self, doc: Any, *, again: bool) -> None:
         self._inserted[doc] = time.monotonic()
@@ -112,9 +129,16 @@ class Writer:
     def _change(self, doc: Any, now: dict[str, Any]) -> None:
         self._put("changed", doc, **{**now, "v": now["v"] + 1})
 
+    def _hurry(self, doc: Any, now: dict[str, Any]) -> None:
+        """Change it again about when the run for the first change is at work."""
+        self._put("changed", doc, **{**now, "v": now["v"] + 1})
+        self._stop.wait(self._chance.uniform(0.01, 0.25))
+        self._put("changed again", doc, **{**now, "v": now["v"] + 2})
+
     def _flip(self, doc: Any, now: dict[str, Any]) -> None:
         """There and back: who has seen only what was in between has not seen the last state."""
         self._put("flipped", doc, **{**now, "v": now["v"] + 1})
+        self._stop.wait(self._chance.uniform(0.01, 0.25))
         self._put("flipped back", doc, **now)
 
     def _note(self, doc: Any, now: dict[str, Any]) -> None:
@@ -127,6 +151,7 @@ class Writer:
     def _renew(self, doc: Any, _now: dict[str, Any]) -> None:
         """Delete it and insert it again with the same values: another document (B-18)."""
         self._send("deleted", doc, None)
+        self._stop.wait(self._chance.choice((0.0, 0.2)))
         self._insert(doc, again=True)
 
     def _leave_or_enter(self, doc: Any, now: dict[str, Any]) -> None:
