@@ -2,9 +2,10 @@
 # pip's own configuration (PIP_*, pip.conf) is what decides which.
 #
 #   make demo     the whole system on this machine, on embedded servers
-#   make test     all tests but the fault tests
-#   make fault    tests that kill and suspend servers
+#   make test     all tests but those of single faults
+#   make fault    tests that kill, suspend and cut off servers
 #   make chaos    seeded faults for SECONDS, half of them on each broker, and an audit; SEED replays a run
+#   make mutants  the store without one of its guards at a time: a test must fail for each
 #   make check    linters, types, layers
 #   make bench    the measurements behind the performance goals
 
@@ -14,12 +15,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # More checks: programs that end with 0 when all is well.
 CHECKS := $(sort $(wildcard tools/check_*.py))
-TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/docs)
+TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/docs tests/fault/test_chaos.py)
 PYTEST_OPTIONS ?=
 DEMO_OPTIONS ?=
 SECONDS ?= 600
 
-.PHONY: demo test fault chaos check check-lint check-format check-types check-layers $(CHECKS) format bench clean install
+.PHONY: demo test fault chaos mutants check check-lint check-format check-types check-layers $(CHECKS) format bench clean install
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -33,6 +34,9 @@ fault: $(STAMP)
 
 chaos: $(STAMP)
 	$(BIN)/python -m tests.fault.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+mutants: $(STAMP)
+	$(BIN)/python tools/mutants.py --write $(MUTANTS)
 
 # `make -k check` goes on to the next kind after a failure.
 check: check-lint check-format check-types check-layers $(CHECKS)

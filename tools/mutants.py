@@ -78,7 +78,7 @@ CONDITIONS = {
         "a batch planned again sends a finished run round again",
     ),
     "apply: running stays running": (
-        '_if("$_r.plan.running", RecordState.PROCESSING_DIRTY.value, RecordState.PENDING.value)',
+        'if_("$_r.plan.running", RecordState.PROCESSING_DIRTY.value, RecordState.PENDING.value)',
         "RecordState.PENDING.value",
         "two workers run one record",
     ),
@@ -88,7 +88,7 @@ CONDITIONS = {
         "A, B, A during a run that has read B loses A",
     ),
     "apply: re-entry": (
-        'reentered = {"$or": [_flag("gone"), {"$and": [_flag("left"), _TRUE if reentry_runs else _flag("skipped")]}]}',
+        'reentered = {"$or": [flag("gone"), {"$and": [flag("left"), TRUE if reentry_runs else flag("skipped")]}]}',
         "reentered = False",
         "a document inserted again, or back in the filter, does not run",
     ),
@@ -98,12 +98,12 @@ CONDITIONS = {
         "a change under an earlier projection is taken for none",
     ),
     "apply: a scan does not stamp": (
-        '_if("$_r.plan.accepted" if stamps else run, "$$new._r.at", "$_r.at")',
-        '_if("$_r.plan.accepted", "$$new._r.at", "$_r.at")',
+        'if_("$_r.plan.accepted" if stamps else run, "$$new._r.at", "$_r.at")',
+        'if_("$_r.plan.accepted", "$$new._r.at", "$_r.at")',
         "a scan hides a deletion and re-insertion that it read over",
     ),
     "apply: the first event of what a scan left unrun": (
-        '{"$and": [live, newer, _flag("unrun")]}',
+        '{"$and": [live, newer, flag("unrun")]}',
         "False",
         "without backfill, the first change does not run",
     ),
@@ -130,13 +130,13 @@ CONDITIONS = {
         "an older snapshot overwrites a newer observation",
     ),
     "leave: only pending is skipped": (
-        'skips = {"$and": [_IS_PENDING, {"$not": _flag("forced")}]}',
-        'skips = {"$not": _flag("forced")}',
+        'skips = {"$and": [IS_PENDING, {"$not": flag("forced")}]}',
+        'skips = {"$not": flag("forced")}',
         "a running record is released by a deletion, and a re-insertion starts a second worker",
     ),
     "leave: a retry by hand runs": (
-        'skips = {"$and": [_IS_PENDING, {"$not": _flag("forced")}]}',
-        "skips = _IS_PENDING",
+        'skips = {"$and": [IS_PENDING, {"$not": flag("forced")}]}',
+        "skips = IS_PENDING",
         "a retry by hand is swallowed",
     ),
     "settle: dirty": (
@@ -155,7 +155,7 @@ CONDITIONS = {
         "a retry by hand during the run is lost",
     ),
     "settle: what is off completes": (
-        '{"$and": [_IS_PENDING, _IS_OFF]}',
+        '{"$and": [IS_PENDING, IS_OFF]}',
         "False",
         "a record whose document is gone runs for ever",
     ),
@@ -170,12 +170,12 @@ CONDITIONS = {
         "what a worker saw under an earlier definition overwrites a newer snapshot",
     ),
     "reprocess: what is held stays held": (
-        '{"$and": [{"$not": "$_r.reset.running"}, {"$not": {"$and": [_IS_PENDING, _flag("held")]}}]}',
+        '{"$and": [{"$not": "$_r.reset.running"}, {"$not": {"$and": [IS_PENDING, flag("held")]}}]}',
         '{"$not": "$_r.reset.running"}',
         "a deferral that nothing may cut short is cut short",
     ),
     "is_past: by the server's clock": (
-        '{"$lte": [f"${field}", _NOW]}',
+        '{"$lte": [f"${field}", NOW]}',
         "True",
         "what waits is run at once",
     ),

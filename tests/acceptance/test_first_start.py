@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pymongo import MongoClient
 
-from tests.acceptance.project import Project
+from tests.acceptance.project import Project, wait_until
 
 DOCUMENTS = int(os.environ.get("FIRST_START_DOCUMENTS", "600"))
 WRITERS = 8
@@ -80,4 +80,13 @@ def test_a_first_start_amid_writers_loses_no_final_state(project: Project) -> No
     def handled() -> dict[int, int]:
         return {seen["_id"]: seen["v"] for seen in project.database.seen.find({"_id": {"$in": list(final)}})}
 
-    project.wait_until(lambda: handled() == final, timeout=60 + DOCUMENTS / 50)
+    def missing() -> str:
+        seen = handled()
+        wrong = [doc_id for doc_id, value in final.items() if seen.get(doc_id) != value]
+        stories = [f"{doc_id}: {final[doc_id]}, handled {seen.get(doc_id)}, {record(doc_id)}" for doc_id in wrong[:5]]
+        return "\n".join([f"{len(wrong)} of {len(final)} not handled", *stories, project.logs()])
+
+    def record(doc_id: int) -> object:
+        return project.database.items_tasks.find_one({"_id.d": doc_id})
+
+    wait_until(lambda: handled() == final, logs=missing, timeout=60 + DOCUMENTS / 15)

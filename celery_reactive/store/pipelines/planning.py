@@ -1,0 +1,268 @@
+"""What the planner lays over records: observations, absences, snapshots of earlier definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+from bson import Int64, Timestamp
+
+from celery_reactive.core.states import FINAL, RUNNING, RecordState
+from celery_reactive.store.pipelines.expressions import (
+    FALSE,
+    IS_PENDING,
+    IS_RUNNING,
+    NOW,
+    REMOVE,
+    TRUE,
+    Stage,
+    after,
+    flag,
+    flag_if,
+    if_,
+    literal,
+    skip_fields,
+    state_in,
+)
+
+
+def new_record(
+    task: str,
+    *,
+    at: Timestamp,
+    generation: int,
+    debounce: timedelta,
+    runs: bool = True,
+) -> Stage:
+    """Return the stage that turns `{d: document id, w: watched values}` into a whole new record (B-12).
+
+    Args:
+        task: Name of the task.
+        at: Cluster time of the observation.
+        generation: Of the definition.
+        debounce: Wait before the first run.
+        runs: False makes the record `completed` and unrun (`backfill=False`, B-2).
+
+    The fence starts from the cluster time, so that it grows across the removal of a record: each
+    claim is an operation that moves the cluster's clock by at least as much (B-27).
+    """
+    due = after(debounce) if runs else None
+    return {
+        "$replaceWith": {
+            "_id": {"t": literal(task), "d": "$d"},
+            "task": literal(task),
+            "sourceDocId": "$d",
+            "status": (RecordState.PENDING if runs else RecordState.COMPLETED).value,
+            "attempts": 0,
+            "nextRunAt": due,
+            "dueAt": after(debounce),
+            "lastObservedValues": "$w",
+            "createdAt": NOW,
+            "updatedAt": NOW,
+            "startedAt": None,
+            "completedAt": None if runs else NOW,
+            "lastFinalizedAt": None,
+            "firstErrorAt": None,
+            "lastError": None,
+            "lastSuccess": None,
+            "executionHistory": [],
+            "_r": {
+                "at": at,
+                "gen": generation,
+                "changedAt": NOW if runs else None,
+                "claim": None,
+                "fence": Int64((at.time << 24) + at.inc),
+                "sent": False,
+                "dispatches": 0,
+                "wakeAt": due,
+                "cycle": 0,
+                "deferrals": 0,
+                **({} if runs else {"unrun": True, "fresh": True}),
+            },
+        },
+    }
+
+
+def apply_observation(
+    *,
+    debounce: timedelta,
+    max_wait: timedelta | None,
+    reset_retries: bool,
+    reentry_runs: bool,
+    comparable: Iterable[int],
+    live: bool,
+    stamps: bool,
+) -> list[Stage]:
+    """Return the `whenMatched` pipeline that lays the observation `$$new` over an existing record (B-13 to B-17).
+
+    An older observation never overwrites a newer one, and applying one twice does what applying it
+    once does, also when a claim and a completion came in between.
+
+    Args:
+        debounce: Wait after a change.
+        max_wait: Longest wait counted from the first unhandled change.
+        reset_retries: Whether a change starts the attempts anew (B-15).
+        reentry_runs: Whether re-entering the filter runs the task; false for the projection `{"_id": 1}` (B-17).
+        comparable: Generations with the present projection; the snapshot of any other counts as different (B-43).
+        live: An event told of the document; false: a scan came by, which runs nothing that it once left unrun.
+        stamps: Whether an observation of nothing new moves the record's time. A scan's must not: a deletion and
+            re-insertion that it read over are still to be told, and would be refused as older (B-18, B-48).
+    """
+    accepted = {"$and": [{"$gte": ["$$new._r.at", "$_r.at"]}, {"$gte": ["$$new._r.gen", "$_r.gen"]}]}
+    newer = {"$and": [accepted, {"$gt": ["$$new._r.at", "$_r.at"]}]}
+    known = {"$in": ["$_r.gen", sorted(comparable)]}
+    different = {"$or": [{"$ne": ["$lastObservedValues", "$$new.lastObservedValues"]}, {"$not": known}]}
+    reentered = {"$or": [flag("gone"), {"$and": [flag("left"), TRUE if reentry_runs else flag("skipped")]}]}
+    first_event = {"$and": [live, newer, flag("unrun")]}
+    first_change = {"$ifNull": ["$_r.changedAt", NOW]}
+    due = after(debounce)
+    if max_wait is not None:
+        due = {"$max": [{"$min": [due, after(max_wait, first_change)]}, NOW]}
+    starts_anew = True if reset_retries else flag("fresh")
+    run, waits = "$_r.plan.run", {"$and": ["$_r.plan.run", {"$not": "$_r.plan.running"}]}
+    held = {"$and": [IS_PENDING, flag("held")]}
+    next_run = {"$cond": [held, {"$max": ["$nextRunAt", "$_r.plan.due"]}, "$_r.plan.due"]}
+    return [
+        {
+            "$set": {
+                "_r.plan": {
+                    "accepted": accepted,
+                    "newer": newer,
+                    "run": {"$and": [accepted, {"$or": [different, reentered, first_event]}]},
+                    "running": IS_RUNNING,
+                    "due": due,
+                },
+            },
+        },
+        {
+            "$set": {
+                "lastObservedValues": if_("$_r.plan.accepted", "$$new.lastObservedValues", "$lastObservedValues"),
+                "status": if_(
+                    run,
+                    if_("$_r.plan.running", RecordState.PROCESSING_DIRTY.value, RecordState.PENDING.value),
+                    "$status",
+                ),
+                "updatedAt": if_(run, NOW, "$updatedAt"),
+                "dueAt": if_(run, "$_r.plan.due", "$dueAt"),
+                "nextRunAt": if_(waits, next_run, "$nextRunAt"),
+                "attempts": if_({"$and": [run, starts_anew]}, 0, "$attempts"),
+                "firstErrorAt": if_({"$and": [run, starts_anew]}, None, "$firstErrorAt"),
+                "lastError": if_({"$and": [run, starts_anew]}, None, "$lastError"),
+                "_r": {
+                    "at": if_("$_r.plan.accepted" if stamps else run, "$$new._r.at", "$_r.at"),
+                    "gen": if_("$_r.plan.accepted", "$$new._r.gen", "$_r.gen"),
+                    "changedAt": if_(run, first_change, "$_r.changedAt"),
+                    "wakeAt": if_(waits, next_run, "$_r.wakeAt"),
+                    "sent": if_(waits, FALSE, "$_r.sent"),
+                    "dispatches": if_(waits, 0, "$_r.dispatches"),
+                    "cycle": if_({"$and": [run, state_in(FINAL)]}, {"$add": ["$_r.cycle", 1]}, "$_r.cycle"),
+                    "deferrals": if_(run, 0, "$_r.deferrals"),
+                    "gone": if_("$_r.plan.accepted", REMOVE, "$_r.gone"),
+                    "left": if_("$_r.plan.accepted", REMOVE, "$_r.left"),
+                    "skipped": if_(run, REMOVE, "$_r.skipped"),
+                    "unrun": if_(run, REMOVE, "$_r.unrun"),
+                    "error": if_({"$and": [run, starts_anew]}, REMOVE, "$_r.error"),
+                    "touched": flag_if(
+                        {
+                            "$or": [
+                                flag("touched"),
+                                {"$and": ["$_r.plan.running", "$_r.plan.newer", {"$not": run}]},
+                            ],
+                        },
+                    ),
+                },
+            },
+        },
+        {"$unset": "_r.plan"},
+    ]
+
+
+def unless_known(records: str, *, comparable: Iterable[int]) -> list[Stage]:
+    """Return the stages that leave out new records whose existing ones say the same: a scan has nothing to write there.
+
+    Running records and those that were gone or had left pass: what a scan saw matters to them. The merge that
+    follows decides for itself, so that what changes in between is judged as it is then.
+
+    Args:
+        records: Name of the records collection, in the same database.
+        comparable: Generations with the present projection.
+    """
+    same = {
+        "$and": [
+            {"$eq": ["$$known.lastObservedValues", "$lastObservedValues"]},
+            {"$eq": ["$$known._r.gen", "$_r.gen"]},
+            {"$in": ["$$known._r.gen", sorted(comparable)]},
+            {"$not": {"$in": ["$$known.status", sorted(RUNNING)]}},
+            {"$ne": ["$$known._r.gone", True]},
+            {"$ne": ["$$known._r.left", True]},
+        ],
+    }
+    says_the_same = {"$let": {"vars": {"known": {"$first": "$known"}}, "in": same}}
+    return [
+        {"$lookup": {"from": records, "localField": "_id", "foreignField": "_id", "as": "known"}},
+        {"$match": {"$expr": {"$not": says_the_same}}},
+        {"$unset": "known"},
+    ]
+
+
+def snapshots_to_adopt(records: str, task: str, earlier: Sequence[tuple[frozenset[int], str]]) -> list[Stage]:
+    """Return the stages that find records of earlier generations whose documents have not changed since (B-43).
+
+    They take `{d: document id, w: watched values, …: values under earlier projections}`, and give `{_id, w, gen, at}`:
+    the record, its new snapshot, and what it must still say when that is written.
+
+    Args:
+        records: Name of the records collection, in the same database.
+        task: Name of the task.
+        earlier: Generations, each with the field that holds the values under their projection.
+    """
+    unchanged = [
+        {"$and": [{"$in": ["$known._r.gen", sorted(generations)]}, {"$eq": ["$known.lastObservedValues", f"${field}"]}]}
+        for generations, field in earlier
+    ]
+    return [
+        {"$set": {"_id": {"t": literal(task), "d": "$d"}}},
+        {"$lookup": {"from": records, "localField": "_id", "foreignField": "_id", "as": "known"}},
+        {"$unwind": "$known"},
+        {"$match": {"$expr": {"$or": unchanged}}},
+        {"$replaceWith": {"_id": "$_id", "w": "$w", "gen": "$known._r.gen", "at": "$known._r.at"}},
+    ]
+
+
+def adopt_snapshot(generation: int) -> list[Stage]:
+    """Return the `whenMatched` pipeline that gives an unchanged record its snapshot under the present projection."""
+    as_read = {"$and": [{"$eq": ["$_r.gen", "$$new.gen"]}, {"$eq": ["$_r.at", "$$new.at"]}]}
+    return [
+        {
+            "$set": {
+                "lastObservedValues": if_(as_read, "$$new.w", "$lastObservedValues"),
+                "_r.gen": if_(as_read, generation, "$_r.gen"),
+            },
+        },
+    ]
+
+
+def leave(*, at: object, gone: bool, history_limit: int) -> list[Stage]:
+    """Return the pipeline that marks a record whose document is gone or has left the filter (B-8).
+
+    A pending record that nobody retried by hand becomes `completed` without a run; a running one
+    keeps its claim and is settled by its worker.
+
+    Args:
+        at: Cluster time of the observation.
+        gone: The document was deleted; false: it has left the filter.
+        history_limit: Newest entries kept.
+    """
+    skips = {"$and": [IS_PENDING, {"$not": flag("forced")}]}
+    reason = "the document was deleted" if gone else "the document no longer matches the filter"
+    return [
+        {"$set": {"_r.skips": skips}},
+        {
+            "$set": {
+                "_r.at": at,
+                f"_r.{'gone' if gone else 'left'}": True,
+                **skip_fields("$_r.skips", reason, history_limit),
+            },
+        },
+        {"$unset": "_r.skips"},
+    ]

@@ -1,0 +1,262 @@
+"""A run's claim, its heartbeats, and its end: what it came to, and what came in during it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import assert_never
+
+from celery_reactive.core.outcome import (
+    Completed,
+    Deferred,
+    Errored,
+    Exhausted,
+    Failure,
+    GivenBack,
+    Outcome,
+    Overtaken,
+    Skipped,
+)
+from celery_reactive.core.states import RecordState
+from celery_reactive.store.pipelines.expressions import (
+    ATTEMPTS_SO_FAR,
+    IS_DIRTY,
+    IS_OFF,
+    IS_PENDING,
+    NOW,
+    REMOVE,
+    Expression,
+    Stage,
+    after,
+    failure_fields,
+    flag,
+    flag_if,
+    history,
+    if_,
+    literal,
+    skip_fields,
+)
+
+_PAST_DEFERRAL = timedelta(seconds=1)
+
+
+def start_attempt(*, token: str, worker: str, lease: timedelta, company: bool) -> list[Stage]:
+    """Return the pipeline of a claim (B-23).
+
+    Args:
+        token: Unique to this delivery of the message.
+        worker: Name of the claiming process, for people.
+        lease: Visibility timeout.
+        company: Whether other records are claimed by the same statement.
+    """
+    lease_end = after(lease)
+    claim = {
+        "token": literal(token),
+        "worker": literal(worker),
+        "beats": 0,
+        "before": ATTEMPTS_SO_FAR,
+        "forced": flag("forced"),
+        "company": company,
+    }
+    return [
+        {
+            "$set": {
+                "status": RecordState.PROCESSING.value,
+                "startedAt": NOW,
+                "attempts": {"$add": [ATTEMPTS_SO_FAR, 1]},
+                "nextRunAt": lease_end,
+                "_r.claim": claim,
+                "_r.fence": {"$add": ["$_r.fence", 1]},
+                "_r.wakeAt": lease_end,
+                "_r.sent": False,
+                "_r.dispatches": 0,
+                "_r.changedAt": None,
+            },
+        },
+        {"$unset": ["_r.touched", "_r.forced", "_r.fresh", "_r.alone", "_r.held", "_r.skipped", "_r.unrun"]},
+    ]
+
+
+def renew(lease: timedelta) -> list[Stage]:
+    """Return the pipeline of a heartbeat: the counter that rescue watches, and the lease's end for people."""
+    return [{"$set": {"_r.claim.beats": {"$add": ["$_r.claim.beats", 1]}, "nextRunAt": after(lease)}}]
+
+
+def settle(
+    outcome: Outcome,
+    *,
+    debounce: timedelta,
+    history_limit: int,
+    reset_retries: bool,
+    observed_at: object,
+) -> list[Stage]:
+    """Return the pipeline that ends a run with *outcome*, whatever came in during it (B-24 to B-26, B-33, B-34).
+
+    What waits decides first: a manual retry sends the record round again at once; a document that
+    is gone or has left completes it instead of any pending; a newer state sends it round again
+    at its due time. Only then does the outcome itself count.
+
+    Args:
+        outcome: What the run came to.
+        debounce: Of the task, for the run after an overtaken one.
+        history_limit: Newest entries kept.
+        reset_retries: Whether a change starts the attempts anew (B-15); an overtaken run has found one.
+        observed_at: Cluster time known before the run's reads: the time of what the worker saw.
+    """
+    return [
+        {"$set": {"_r.end": _decisions(outcome)}},
+        {"$set": _observation(outcome, observed_at)},
+        {"$set": _books(outcome, history_limit, reset_retries=reset_retries)},
+        {"$set": _target(outcome, debounce)},
+        {"$set": _skip_when_off(history_limit)},
+        {"$set": {"_r.claim": None, "_r.done": "$_r.claim.token", "_r.sent": False, "_r.dispatches": 0}},
+        {"$unset": ["_r.end", "_r.touched"]},
+    ]
+
+
+def _decisions(outcome: Outcome) -> dict[str, Expression]:
+    """What the record as found says about its next step, kept while the stages change it."""
+    match outcome:
+        case Completed(document_checked=checked):
+            touched = False if checked else flag("touched")
+        case Skipped():
+            touched = flag("touched")
+        case Deferred() | Overtaken() | GivenBack() | Errored() | Exhausted():
+            touched = False
+        case _:
+            assert_never(outcome)
+    return {"dirty": IS_DIRTY, "forced": flag("forced"), "touched": touched}
+
+
+def _observation(outcome: Outcome, observed_at: object) -> dict[str, Expression]:
+    """What the run itself saw of the document, unless the planner has seen something newer."""
+    newer_known: Expression = {"$gt": ["$_r.at", observed_at]}
+    match outcome:
+        case Skipped(gone=gone, left=left) if gone or left:
+            return {
+                "_r.gone": if_(newer_known, "$_r.gone", True if gone else "$_r.gone"),
+                "_r.left": if_(newer_known, "$_r.left", True if left else "$_r.left"),
+            }
+        case Overtaken(values=values, generation=generation):
+            newer_known = {"$or": [newer_known, {"$gt": ["$_r.gen", generation]}]}
+            # The values stay undecoded; `v` names them inside the literal.
+            seen = {"$getField": {"field": "v", "input": literal(values)}}
+            return {
+                "lastObservedValues": if_(newer_known, "$lastObservedValues", seen),
+                "updatedAt": NOW,
+                "_r.at": {"$max": ["$_r.at", observed_at]},
+                "_r.gen": if_(newer_known, "$_r.gen", generation),
+                "_r.changedAt": {"$ifNull": ["$_r.changedAt", NOW]},
+            }
+        case _:
+            return {}
+
+
+def _books(outcome: Outcome, history_limit: int, *, reset_retries: bool) -> dict[str, Expression]:
+    """What a reader learns of the run, wherever the record goes."""
+    match outcome:
+        case Completed(duration=duration):
+            took = round(duration / timedelta(milliseconds=1), 3)
+            return {
+                "lastFinalizedAt": NOW,
+                "lastSuccess": {"at": NOW, "durationMs": took},
+                "executionHistory": history("completed", history_limit, durationMs=took),
+                "firstErrorAt": None,
+                "lastError": None,
+                "_r.error": REMOVE,
+                "_r.fresh": True,
+                "_r.deferrals": 0,
+            }
+        case Skipped(reason=reason, duration=duration):
+            took = round(duration / timedelta(milliseconds=1), 3)
+            return {
+                "lastFinalizedAt": NOW,
+                "executionHistory": history("skipped", history_limit, durationMs=took, reason=literal(reason)),
+                "firstErrorAt": None,
+                "lastError": None,
+                "_r.error": REMOVE,
+                "_r.fresh": True,
+                "_r.skipped": True,
+            }
+        case Errored(error=error, duration=duration) | Exhausted(error=error, duration=duration):
+            return _error_books(error, duration, history_limit)
+        case Deferred(hold=hold):
+            return {
+                "attempts": {"$min": ["$attempts", "$_r.claim.before"]},
+                "_r.deferrals": {"$add": ["$_r.deferrals", 1]},
+                **({"_r.held": True} if hold else {}),
+            }
+        case Overtaken() if reset_retries:
+            return {"attempts": 0, "firstErrorAt": None, "lastError": None, "_r.error": REMOVE, "_r.deferrals": 0}
+        case Overtaken():
+            return {"attempts": {"$min": ["$attempts", "$_r.claim.before"]}, "_r.deferrals": 0}
+        case GivenBack(alone=alone):
+            return {
+                "attempts": {"$min": ["$attempts", "$_r.claim.before"]},
+                "_r.forced": flag_if({"$or": [flag("forced"), flag("claim.forced")]}),
+                **({"_r.alone": True} if alone else {}),
+            }
+        case _:
+            assert_never(outcome)
+
+
+def _error_books(error: Failure, duration: timedelta, history_limit: int) -> dict[str, Expression]:
+    took = round(duration / timedelta(milliseconds=1), 3)
+    first_error = if_("$_r.end.dirty", "$firstErrorAt", {"$ifNull": ["$firstErrorAt", NOW]})
+    return {
+        **failure_fields(error, first_error, history_limit, took=took),
+        "lastFinalizedAt": NOW,
+    }
+
+
+def _target(outcome: Outcome, debounce: timedelta) -> dict[str, Expression]:
+    """State and times after the run."""
+    match outcome:
+        case Completed() | Skipped():
+            own_state, own_time = RecordState.COMPLETED, None
+        case Exhausted():
+            own_state, own_time = RecordState.FAILED, None
+        case Errored(retry_in=wait) | GivenBack(wait=wait):
+            own_state, own_time = RecordState.PENDING, after(wait)
+        case Deferred(until=when):
+            own_state, own_time = RecordState.PENDING, if_({"$gt": [when, NOW]}, when, after(_PAST_DEFERRAL))
+        case Overtaken():
+            own_state, own_time = RecordState.PENDING, after(max(debounce, timedelta(seconds=1)))
+        case _:
+            assert_never(outcome)
+    keeps_time = isinstance(outcome, Overtaken) or (isinstance(outcome, Deferred) and outcome.hold)
+    changed_time = {"$max": [own_time if keeps_time else NOW, "$dueAt"]}
+    waits = {"$or": ["$_r.end.dirty", "$_r.end.touched"]}
+    time = if_("$_r.end.forced", NOW, if_(waits, changed_time, own_time))
+    again = {"$or": ["$_r.end.forced", waits]}
+    ends = (
+        {} if own_state is RecordState.PENDING else {"completedAt": if_(again, "$completedAt", _completed(own_state))}
+    )
+    due = {"dueAt": time} if isinstance(outcome, Overtaken) else {}
+    return {
+        "status": if_(again, RecordState.PENDING.value, own_state.value),
+        "nextRunAt": time,
+        "_r.wakeAt": time,
+        "_r.cycle": _next_cycle(outcome, again),
+        **ends,
+        **due,
+    }
+
+
+def _completed(state: RecordState) -> Expression:
+    return NOW if state is RecordState.COMPLETED else "$completedAt"
+
+
+def _next_cycle(outcome: Outcome, again: Expression) -> Expression:
+    """A new Celery id follows a final outcome that goes round again; a failed attempt keeps its row."""
+    match outcome:
+        case Completed() | Skipped() | Exhausted():
+            return {"$add": ["$_r.cycle", if_(again, 1, 0)]}
+        case Errored() | Deferred() | Overtaken() | GivenBack():
+            return {"$add": ["$_r.cycle", if_("$_r.end.forced", 1, 0)]}
+        case _:
+            assert_never(outcome)
+
+
+def _skip_when_off(history_limit: int) -> dict[str, Expression]:
+    """A pending record whose document is gone or has left completes without a run (B-8)."""
+    return skip_fields({"$and": [IS_PENDING, IS_OFF]}, "the document is gone or has left the filter", history_limit)
