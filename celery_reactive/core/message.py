@@ -71,6 +71,12 @@ def _header(request: Mapping[str, Any]) -> Any:
     return others.get(HEADER) if header is None and isinstance(others, Mapping) else header
 
 
+def celery_ids(request: Mapping[str, Any], named: Sequence[Named]) -> list[str]:
+    """Return the Celery id of each record that a message names, in their order."""
+    namespace = str(_header(request).get("ns"))
+    return [one.key.celery_id(namespace, one.cycle) for one in named]
+
+
 def unpack(task: str, request: Mapping[str, Any], args: Any) -> list[Named]:
     """Return the records that a message names.
 

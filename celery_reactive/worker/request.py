@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, TimeLimitExceeded
 from celery.worker.request import Request
+from celery.worker.state import revoked
 
 from celery_reactive.core.loss import after_loss, failed_attempt
-from celery_reactive.core.message import MessageError, is_reactive, unpack
+from celery_reactive.core.message import MessageError, celery_ids, is_reactive, unpack
 from celery_reactive.core.outcome import Exhausted, Failure, GivenBack, Outcome
 from celery_reactive.core.record import Lease, RecordKey
 from celery_reactive.core.task import ReactiveTask
@@ -45,6 +46,24 @@ class ReactiveRequest(Request):
         if self._is_reactive:
             self._request_dict[TOKEN] = uuid.uuid4().hex
             self._request_dict[ONE_ONLY] = self._task.limited
+
+    def revoked(self) -> bool:
+        """As Celery's; of several records that travel together those revoked fail, and the others run (B-40)."""
+        if super().revoked():
+            return True
+        if self._is_reactive and len(revoked):
+            self._revoke_in_company()
+        return False
+
+    def _revoke_in_company(self) -> None:
+        try:
+            named = unpack(self.task.reactive.name, self._request_dict, self._args)
+        except MessageError:
+            return
+        ids = celery_ids(self._request_dict, named) if len(named) > 1 else []
+        chosen = [one.key for one, celery_id in zip(named, ids, strict=False) if celery_id in revoked]
+        if chosen:
+            self._revoke(Failure("the Celery task was revoked", "TaskRevokedError"), only=chosen)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001 -- Celery's signature
         """Hard time limit: a failed attempt (B-30)."""
@@ -101,10 +120,10 @@ class ReactiveRequest(Request):
 
         self._briefly(end)
 
-    def _revoke(self, error: Failure) -> None:
+    def _revoke(self, error: Failure, *, only: Sequence[RecordKey] | None = None) -> None:
         def revoke(runtime: Runtime, task: ReactiveTask, keys: list[RecordKey]) -> None:
             target = runtime.connection.records(task)
-            for key in keys:
+            for key in keys if only is None else only:
                 records.revoke(target, task, key, error)
 
         self._briefly(revoke)

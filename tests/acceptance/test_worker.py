@@ -540,6 +540,20 @@ def test_a_revoked_task_fails_its_record(shop: Shop) -> None:
     assert not shop.notes("ran", doc="revoked")
 
 
+def test_a_revoked_task_fails_its_record_also_in_company(shop: Shop) -> None:
+    """B-40: under load several records travel in one message; the others of it run."""
+    company = ("revoked in company", "beside the revoked")
+    shop.plan("succeeds", *company)
+    definition = shop.runtime.registry.get("succeeds")
+    celery_id = RecordKey("succeeds", company[0]).celery_id(shop.runtime.connection.namespace(definition), 0)
+    shop.app.control.revoke(celery_id)
+    shop.wait(lambda: f"revoked: {celery_id}" in shop.worker.text())
+    shop.publish("succeeds", *company)
+    assert shop.settled("succeeds", company[1])["status"] == "completed"
+    assert shop.record("succeeds", company[0])["status"] == "failed"
+    assert not shop.notes("ran", doc=company[0])
+
+
 def test_a_terminated_task_fails_its_record(shop: Shop) -> None:
     """B-40."""
     prefork_only(shop)
