@@ -237,8 +237,17 @@ def _without(module: ast.Module, condition: str, instead: str) -> Iterator[ast.M
     """Yield the module once for each place of *condition*, with *instead* there."""
     wanted, other = _parsed(condition), _parsed(instead)
     for number, node in enumerate(ast.walk(module)):
-        if ast.dump(node) == ast.dump(wanted):
+        if _is_same(node, wanted):
             yield _replaced(module, number, other)
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two pieces of source are the same, wherever they stand."""
+    if isinstance(one, ast.AST) and type(one) is type(other):
+        return all(_is_same(getattr(one, field, None), getattr(other, field, None)) for field in one._fields)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return one == other
 
 
 def _replaced(module: ast.Module, number: int, other: ast.AST) -> ast.Module:

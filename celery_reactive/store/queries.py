@@ -17,7 +17,7 @@ from bson import Timestamp
 from bson.regex import Regex
 from pymongo.collection import Collection
 
-from celery_reactive.core.record import RecordKey
+from celery_reactive.core.record import CODEC, RecordKey
 from celery_reactive.core.states import RecordState
 from celery_reactive.store.errors import translated, translating
 
@@ -264,7 +264,7 @@ def has_document(source: Documents, doc_id: Any) -> bool:
 @translated
 def server_time(globals_: Documents) -> datetime:
     """Return the server's time."""
-    now: datetime = globals_.database.command("hello")["localTime"]
+    now: datetime = globals_.database.command("hello", codec_options=CODEC)["localTime"]
     return now
 
 

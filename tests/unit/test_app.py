@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,8 +18,9 @@ MakeApp = Callable[..., Celery]
 
 
 @pytest.fixture(autouse=True)
-def only_own_shared_tasks() -> Iterator[None]:
-    """A shared task belongs to every app of the process; those of a test end with it."""
+def only_own_shared_tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A shared task belongs to every app of the process: to a test's own apps only, and it ends with the test."""
+    monkeypatch.setattr(_state, "_apps", weakref.WeakSet())
     before = set(_state._on_app_finalizers)
     _state._on_app_finalizers.clear()
     yield
