@@ -201,9 +201,10 @@ class TaskContext:
         transacted = session is not None and session.in_transaction
         repeated, run.completing = run.completing, run.completing or transacted
         target = run.runtime.connection.records(run.task, client=session.client if session is not None else None)
+        outcome = self._completion(run)
         with driver_errors_within(session):
             try:
-                records.settle(target, run.task, run.claim, self._completion(run), session=session)
+                run.settled = outcome, records.settle(target, run.task, run.claim, outcome, session=session)
             except LeaseLostError:
                 if not (repeated and records.is_completed_by(target, run.claim.key, run.claim.token, session=session)):
                     raise

@@ -54,10 +54,7 @@ def finalize(run: Run, outcome: Outcome) -> Settled | None:
         Where the record is now; None if the run no longer owns it and nothing was written.
     """
     if run.completed:
-        # Written by `mark_completed`; the record may be in another run by now.
-        settled: Settled | None = Settled(RecordState.COMPLETED, None)
-        run.runtime.emit(_event(run, Completed(run.elapsed), Settled(RecordState.COMPLETED, None)))
-        return settled
+        return _tell_of_completion(run)
     try:
         settled = _persist(run, outcome)
     except StatementFailedError as error:
@@ -71,6 +68,15 @@ def finalize(run: Run, outcome: Outcome) -> Settled | None:
     else:
         run.runtime.emit(_event(run, outcome, settled))
         _wake_planner(run, settled)
+    return settled
+
+
+def _tell_of_completion(run: Run) -> Settled:
+    """Tell what `mark_completed` has written; the record may be in another run by now."""
+    written, settled = run.settled or (Completed(run.elapsed), Settled(RecordState.COMPLETED, None))
+    outcome = Completed(run.elapsed) if isinstance(written, Completed) else written
+    run.runtime.emit(_event(run, outcome, settled))
+    _wake_planner(run, settled)
     return settled
 
 

@@ -10,10 +10,11 @@ from datetime import datetime, timedelta
 
 from bson.raw_bson import RawBSONDocument
 
-from celery_reactive.core.outcome import Deferred
+from celery_reactive.core.outcome import Completed, Deferred, Overtaken
 from celery_reactive.core.record import Claim
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.runtime import Runtime
+from celery_reactive.store.records import Settled
 
 
 class Run:
@@ -54,6 +55,8 @@ class Run:
         self.left = False
         self.completed = False
         """`mark_completed` is known to be durable."""
+        self.settled: tuple[Completed | Overtaken, Settled] | None = None
+        """What `mark_completed` wrote, durable or not."""
         self.completing = False
         """`mark_completed` was sent in a transaction whose end this package does not see."""
         self.in_doubt = False

@@ -10,10 +10,10 @@ import pytest
 
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.message import Named
-from celery_reactive.core.outcome import Deferred, Errored, Failure, GivenBack
+from celery_reactive.core.outcome import Completed, Deferred, Errored, Failure, GivenBack
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.states import RecordState
-from celery_reactive.errors import ConfigurationError, LeaseLostError
+from celery_reactive.errors import ConfigurationError, LeaseLostError, TaskConditionFailedError
 from celery_reactive.events import Event
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
@@ -98,6 +98,31 @@ def test_a_deferral_beside_a_completion_is_told_to_be_ignored(
     confirm_completion(run)
     assert isinstance(outcome_of_return(run), Deferred) is not commits
     assert [event.code for event in events] == (["context_misused"] if commits else [])
+
+
+def test_a_completion_tells_where_it_left_the_record(
+    context: TaskContext, run: Run, bench: Bench, events: list[Event]
+) -> None:
+    """B-26, B-36: a newer state waits, so that the record is pending again at once, and its planner is woken."""
+    bench.plan({"_id": 1, "on": True, "v": 2})
+    context.mark_completed()
+    settled = finalize(run, Completed(timedelta(0)))
+    assert settled is not None
+    assert (settled.state, settled.next_run_at) == (RecordState.PENDING, bench.record(1)["nextRunAt"])
+    assert [(event.code, event.facts()["state"]) for event in events] == [("run_finished", RecordState.PENDING)]
+
+
+def test_a_completion_after_an_overtaken_read_is_told_as_that(
+    context: TaskContext, run: Run, bench: Bench, events: list[Event]
+) -> None:
+    """B-33: the newer state gets its run."""
+    bench.put({"_id": 1, "on": True, "v": 2})
+    with pytest.raises(TaskConditionFailedError):
+        context.get_document()
+    context.mark_completed()
+    finalize(run, Completed(timedelta(0)))
+    assert bench.state(1) is RecordState.PENDING
+    assert [event.code for event in events] == ["run_deferred"]
 
 
 # --- reading ---------------------------------------------------------------------------------------
