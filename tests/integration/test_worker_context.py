@@ -11,14 +11,17 @@ import pytest
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.message import Named
 from celery_reactive.core.outcome import Completed, Deferred, Errored, Failure, GivenBack
+from celery_reactive.core.record import Claim
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.states import RecordState
-from celery_reactive.errors import ConfigurationError, LeaseLostError, TaskConditionFailedError
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.errors import ConfigurationError, LeaseLostError, StatementFailedError, TaskConditionFailedError
 from celery_reactive.events import Event
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
 from celery_reactive.store import definitions, records
 from celery_reactive.store.connection import Connection
+from celery_reactive.store.records import Records, Settled
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.execute import confirm_completion, execute, outcome_of_return
 from celery_reactive.worker.finalize import finalize
@@ -218,12 +221,18 @@ def test_a_stored_filter_that_fails_on_the_document_is_a_failed_attempt(
     assert "$divide" in record["lastError"]
 
 
-def test_a_record_with_room_for_little_more_keeps_a_little(bench: Bench, run: Run) -> None:
+def test_a_record_with_room_for_little_more_keeps_a_little(
+    bench: Bench, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B-29: an outcome that does not fit is a failed attempt, told in few words."""
-    room = 1500
-    bench.records.update_one({}, {"$set": {"filler": ""}})
-    (size,) = bench.records.aggregate([{"$project": {"bytes": {"$bsonSize": "$$ROOT"}}}])
-    bench.records.update_one({}, {"$set": {"filler": "x" * (16 * 1024 * 1024 - size["bytes"] - room)}})
+    really = records.settle
+
+    def settle(target: Records, task: ReactiveTask, claim: Claim, outcome: Errored) -> Settled:
+        if len(outcome.error.message) + len(outcome.error.traceback) > 1000:
+            raise StatementFailedError("Resulting document after update is larger than 16777216", code=17419)
+        return really(target, task, claim, outcome)
+
+    monkeypatch.setattr(records, "settle", settle)
     error = Failure("m" * 8000, "ValueError", "t" * 16000)
     assert finalize(run, Errored(error, timedelta(seconds=1), timedelta(0))) is not None
     record = bench.record(1)
