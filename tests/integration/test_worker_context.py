@@ -228,7 +228,7 @@ def test_a_record_with_room_for_little_more_keeps_a_little(
     really = records.settle
 
     def settle(target: Records, task: ReactiveTask, claim: Claim, outcome: Errored) -> Settled:
-        if len(outcome.error.message) + len(outcome.error.traceback) > 1000:
+        if len(outcome.error.message) + len(outcome.error.traceback) > 300:
             raise StatementFailedError("Resulting document after update is larger than 16777216", code=17419)
         return really(target, task, claim, outcome)
 
