@@ -19,11 +19,13 @@ from celery_reactive.planner.plan import PlannedTask, Planning
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, positions, records, server
 from celery_reactive.store.change_stream import Batch, Change, ChangeKind, ChangeStream, HistoryLostError
+from celery_reactive.store.errors import time_limit
 from celery_reactive.store.positions import Position
 
 _READ_WAIT = timedelta(seconds=1)
 _STORE_INTERVAL_SECONDS = 0.5
 _IDLE_STORE_INTERVAL_SECONDS = 10.0
+_FINISH_LIMIT = timedelta(seconds=5)
 _UPHEAVALS = frozenset({ChangeKind.COLLECTION_GONE, ChangeKind.COLLECTION_MADE, ChangeKind.DATABASE_GONE})
 
 
@@ -84,12 +86,19 @@ class Watcher:
             raise
 
     def finish(self) -> None:
-        """Store what has been planned and close the stream; called after the last step."""
-        try:
-            if not self._stored_is_current:
-                self._store()
-        finally:
-            self._stream.close()
+        """Store what has been planned and close the stream; called after the last step.
+
+        Raises:
+            TermEndedError: A newer leader plans.
+            StoreUnavailableError: MongoDB is away, and an orderly stop must not wait for it (B-68); what was planned
+                since the position was stored is planned again, which is harmless.
+        """
+        with time_limit(_FINISH_LIMIT):
+            try:
+                if not self._stored_is_current:
+                    self._store()
+            finally:
+                self._stream.close()
 
     def _open(self) -> None:
         if self._position is None:
