@@ -32,13 +32,14 @@ from celery_reactive.worker.celery_task import ReactiveMixin
 _HANDLE = "_celery_reactive"
 
 
-def reactive_task(**options: Any) -> Callable[[Any], Any]:
+def reactive_task(*arguments: Any, **options: Any) -> Callable[[Any], Any]:
     """Make a Celery task run for documents of a collection: the write is the trigger.
 
     Goes on a Celery task (`@app.task`, `@shared_task`) or on a plain function, of which it makes a
     shared task. The task gets one argument, a `TaskContext`, after `self` where it is bound.
 
     Args:
+        arguments: None: options are given by name.
         options: `collection` (required), `task`, `database`, `filter`, `watch_projection`, `backfill`, `debounce`,
             `debounce_max_wait`, `retry_policy`, `cleanup_policy`, `execution_history_limit`, `evolution`, `chunk`,
             `group`.
@@ -49,6 +50,9 @@ def reactive_task(**options: Any) -> Callable[[Any], Any]:
     Raises:
         ConfigurationError: Lists everything that is wrong with the declaration; nothing was registered.
     """
+    if arguments:
+        name = _provisional_name(_function_of(arguments[0])) if callable(arguments[0]) else "reactive task"
+        raise ConfigurationError(name, ['expected options by name: @reactive_task(collection="orders")'])
 
     def decorate(target: Any) -> Any:
         function = _function_of(target)

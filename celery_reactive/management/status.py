@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
+from celery_reactive.core.options import read_integer
 from celery_reactive.core.states import RecordState
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.management import reconciling
@@ -120,10 +121,12 @@ def read_planning_failures(runtime: Runtime, *, task: str | None = None, limit: 
 
     Raises:
         UnknownTaskError: There is no such task; the message lists the known ones.
+        ConfigurationError: The limit has no meaning.
         StoreUnavailableError: MongoDB does not answer.
     """
     name = None if task is None else runtime.registry.get(task).name
-    return unplanned.find(runtime.connection.globals(), task=name, limit=limit)
+    most = read_integer(limit, "limit", at_least=1)
+    return unplanned.find(runtime.connection.globals(), task=name, limit=most)
 
 
 def _leader(lock: queries.Leading | None, ttl: timedelta) -> LeaderStatus | None:

@@ -31,7 +31,7 @@ from celery_reactive.planner.reconcile import Reconciler
 from celery_reactive.planner.rescue import Rescuer
 from celery_reactive.planner.watch import Watcher
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import definitions, indexes, server
+from celery_reactive.store import definitions, indexes, records, server
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +220,9 @@ def _finish(watcher: Watcher) -> None:
 def _define(runtime: Runtime, tasks: Sequence[ReactiveTask], term: int) -> list[PlannedTask]:
     """Store the leader's definitions and return the tasks as they are to be planned."""
     planned = []
+    known = definitions.read_all(runtime.connection.globals(), [task.name for task in tasks])
     for task in tasks:
+        is_new = known[task.name].generation == 0
         collated = server.has_collation(runtime.connection.database(task.database), task.collection)
         stored = definitions.define(
             runtime.connection.globals(),
@@ -228,6 +230,8 @@ def _define(runtime: Runtime, tasks: Sequence[ReactiveTask], term: int) -> list[
             namespace=runtime.connection.namespace(task),
             collated=collated,
             term=term,
+            # Records that have outlived their definition would refuse whatever a generation before theirs sees.
+            after=records.newest_generation(runtime.connection.records(task), task.name) if is_new else 0,
         )
         planned.append(PlannedTask(task, stored.generation, collated, stored.lineage))
     return planned

@@ -8,19 +8,23 @@ that was away, or a server whose clock jumped in a failover, rescues no live run
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from datetime import timedelta
 
 from celery_reactive.core.loss import after_loss
-from celery_reactive.core.outcome import Failure
+from celery_reactive.core.outcome import Failure, GivenBack
 from celery_reactive.core.record import Lease
 from celery_reactive.core.task import ReactiveTask
-from celery_reactive.errors import LeaseLostError, StoreBusyError
+from celery_reactive.errors import LeaseLostError, StatementFailedError, StoreBusyError
 from celery_reactive.events import LeaseExpired
 from celery_reactive.planner.plan import PlannedTask
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import records
 from celery_reactive.store.errors import time_limit
+from celery_reactive.store.records import Records, Settled
+
+logger = logging.getLogger(__name__)
 
 _READINGS = 6
 """So many in a row must find the counter unchanged; spaced a fifth of the visibility timeout, 1.2 to 1.4 of it pass."""
@@ -74,11 +78,25 @@ class Rescuer:
         return records.running(self._runtime.connection.records(task), task.name)
 
     def _rescue(self, task: ReactiveTask, lease: Lease) -> bool:
+        target = self._runtime.connection.records(task)
         try:
             with time_limit(_STATEMENT_LIMIT):
-                outcome = after_loss(task, lease, _VANISHED)
-                settled = records.rescue(self._runtime.connection.records(task), task, lease, outcome)
+                settled = self._end(target, task, lease)
         except (LeaseLostError, StoreBusyError):
+            return False
+        except StatementFailedError as error:
+            logger.error(  # noqa: TRY400 -- no traceback helps
+                "run not ended, its record cannot be written: %s",
+                error,
+                extra={"event": "unstorable", "record": str(lease.key)},
+            )
             return False
         self._runtime.emit(LeaseExpired(str(lease.key), settled.state))
         return True
+
+    def _end(self, target: Records, task: ReactiveTask, lease: Lease) -> Settled:
+        try:
+            return records.rescue(target, task, lease, after_loss(task, lease, _VANISHED))
+        except StatementFailedError:
+            # No room for a word about it: the run begins anew, and its handler's own end is told in fewer.
+            return records.rescue(target, task, lease, GivenBack(alone=True))

@@ -143,7 +143,9 @@ def _id(task: str) -> dict[str, str]:
 
 
 @translated
-def define(globals_: Globals, task: ReactiveTask, *, namespace: str, collated: bool, term: int) -> Controls:
+def define(
+    globals_: Globals, task: ReactiveTask, *, namespace: str, collated: bool, term: int, after: int = 0
+) -> Controls:
     """Store the leader's definition of *task*; a changed filter or projection is a new generation (B-43).
 
     Args:
@@ -152,6 +154,7 @@ def define(globals_: Globals, task: ReactiveTask, *, namespace: str, collated: b
         namespace: `database.collection` it watches.
         collated: That collection compares strings under a collation of its own.
         term: The leader's term.
+        after: A generation that records speak of although no definition is stored; the new one comes after it.
 
     Returns:
         Definition and controls as stored now.
@@ -171,7 +174,7 @@ def define(globals_: Globals, task: ReactiveTask, *, namespace: str, collated: b
         "task": {"$literal": task.name},
         "term": term,
         "group": {"$literal": task.group},
-        "gen": {"$cond": [same, "$gen", {"$add": [{"$ifNull": ["$gen", 0]}, 1]}]},
+        "gen": {"$cond": [same, "$gen", {"$add": [{"$max": ["$gen", after]}, 1]}]},
         "filter": {"$literal": filter_text},
         "projection": {"$literal": projection_text},
         "namespace": {"$literal": namespace},

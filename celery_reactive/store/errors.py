@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import ParamSpec, TypeVar
@@ -68,19 +68,25 @@ def translate(error: PyMongoError) -> StoreUnavailableError | StatementFailedErr
     """Return this package's error for the driver's *error*."""
     code = getattr(error, "code", None)
     if isinstance(error, ExecutionTimeout) or code in _LOCKED or (error.timeout and not _is_lost(error)):
-        return StoreBusyError(str(error))
+        return StoreBusyError(_said(error))
     if _is_lost(error) or code in _TRANSIENT or code in _TRANSIENT_SHUTDOWN:
-        return StoreUnavailableError(str(error))
+        return StoreUnavailableError(_said(error))
     if isinstance(error, OperationFailure) and code == _UNAUTHORIZED:
         return StatementFailedError(_missing_right(error), code=code)
     if isinstance(error, OperationFailure | DocumentTooLarge):
-        return StatementFailedError(str(error), code=code)
-    return StoreUnavailableError(str(error))
+        return StatementFailedError(_said(error), code=code)
+    return StoreUnavailableError(_said(error))
+
+
+def _said(error: PyMongoError) -> str:
+    """Return what the server said; the driver would add its whole answer."""
+    details = getattr(error, "details", None)
+    return str(details["errmsg"]) if isinstance(details, Mapping) and details.get("errmsg") else str(error)
 
 
 def _missing_right(error: OperationFailure) -> str:
     """Return what the user may not do and what to do about it; the server shows the whole statement."""
-    said = str((error.details or {}).get("errmsg", error))
+    said = _said(error)
     refused = _REFUSED_COMMAND.match(said)
     if refused is None:
         return said

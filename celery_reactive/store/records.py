@@ -780,6 +780,14 @@ def reprocess(
 
 
 @translated
+def newest_generation(records: Records, task: str) -> int:
+    """Return the newest generation that any record of *task* speaks of, 0 if there is none; it reads them all."""
+    newest = {"$group": {"_id": None, "generation": {"$max": "$_r.gen"}}}
+    found = next(records.aggregate([{"$match": {"task": task}}, newest]), None)
+    return 0 if found is None else int(found["generation"])
+
+
+@translated
 def forget_observations(records: Records, task: str) -> int:
     """Make every observation of *task* older than any to come: after a restore to an earlier time (B-49).
 

@@ -226,6 +226,19 @@ def test_re_entry_alone_runs_no_insert_only_task_whatever_its_filter_became(depl
     assert after.bench.state(1) is RecordState.COMPLETED
 
 
+def test_records_that_have_outlived_their_definition_are_planned(deploy: Deploy, connection: Connection) -> None:
+    """B-10, B-49: the globals were dropped, or named anew; what is observed now is not older than what was."""
+    deploy()
+    before = deploy(watch_projection={"v": 1, "w": 1})
+    before.handle(FIRST)
+    connection.globals().drop()
+    after = deploy(watch_projection={"v": 1, "w": 1})
+    assert after.planned.generation > before.planned.generation
+    after.see({**FIRST, "v": "second"})
+    assert after.bench.state(1) is RecordState.PENDING
+    assert after.bench.record(1)["lastObservedValues"]["v"] == "second"
+
+
 def test_an_older_leaders_planning_does_not_undo_a_newer_generation(deploy: Deploy) -> None:
     """B-43, B-46: planner writes name their generation."""
     before = deploy()

@@ -177,3 +177,15 @@ def test_a_record_held_by_a_transaction_is_rescued_when_it_is_free(bench: Bench,
     assert (bench.state(1), bench.state(2)) == (RecordState.PROCESSING, RecordState.PENDING)
     assert look(rescuer, READINGS - 2) == 0
     assert rescuer.look() == 1
+
+
+def test_a_record_without_room_for_its_end_holds_up_no_other(bench: Bench, rescuer: Rescuer) -> None:
+    """B-28: it is given back, and the others are ended in the same reading."""
+    bench.start({**FIRST, "_id": "full"})
+    bench.start({**FIRST, "_id": "other"})
+    room = 16 * 1024 * 1024 - len(bench.raw("full")) - 40
+    bench.records.update_one({"_id": bench.key("full").id}, {"$set": {"lastObservedValues.v": "x" * room}})
+    look(rescuer, READINGS)
+    assert bench.state("other") is RecordState.PENDING
+    record = bench.record("full")
+    assert (record["status"], record["attempts"], record["_r"]["claim"]) == ("pending", 0, None)

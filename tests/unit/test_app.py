@@ -116,6 +116,13 @@ def test_two_tasks_cannot_have_one_name(new_app: MakeApp) -> None:
         reactive_task(collection="docs", task="same")(app.task(name="two")(handle))
 
 
+@pytest.mark.parametrize("argument", [handle, "orders"])
+def test_options_are_given_by_name(argument: Any) -> None:
+    """B-2: also where the parentheses were forgotten."""
+    with pytest.raises(ConfigurationError, match="expected options by name"):
+        reactive_task(argument)
+
+
 def test_a_task_is_declared_once(new_app: MakeApp) -> None:
     """B-2: a second declaration is an error, not ignored."""
     app = new_app()
@@ -194,7 +201,7 @@ def test_reactive_below_the_celery_task_is_refused(new_app: MakeApp, monkeypatch
         _ = Reactive.of(app).runtime
 
 
-@pytest.mark.parametrize("target", [5, None, functools.partial(handle, 1)], ids=str)
+@pytest.mark.parametrize("target", [5, None, functools.partial(handle, 1)], ids=["a number", "nothing", "a partial"])
 def test_what_is_no_function_is_refused(target: Any) -> None:
     """B-2: with what was expected."""
     with pytest.raises(ConfigurationError, match="expected a function or a Celery task, got"):

@@ -95,6 +95,7 @@ def skip_fields(condition: Expression, reason: str, history_limit: int) -> dict[
         "_r.sent": if_(condition, FALSE, "$_r.sent"),
         "_r.changedAt": if_(condition, None, "$_r.changedAt"),
         "_r.skipped": if_(condition, TRUE, "$_r.skipped"),
+        "_r.held": if_(condition, REMOVE, "$_r.held"),
         "_r.fresh": if_(condition, TRUE, "$_r.fresh"),
     }
 
