@@ -37,6 +37,7 @@ from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import LeaseLostError
 from celery_reactive.store import pipelines
 from celery_reactive.store.errors import translated
+from celery_reactive.store.raw import RAW, RawReply
 from celery_reactive.store.server import known_time
 
 Records = Collection[dict[str, Any]]
@@ -491,8 +492,8 @@ def find_claims(records: Records, keys: Sequence[RecordKey], *, token: str, sess
     return [claims[name] for name in (id_to_text(key.doc_id) for key in keys) if name in claims]
 
 
-def _undecoded(records: Records) -> Collection[RawBSONDocument]:
-    return records.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
+def _undecoded(records: Records) -> Collection[RawReply]:
+    return records.with_options(codec_options=RAW)
 
 
 def _claim(task: str, record: RawBSONDocument, session: ClientSession) -> Claim:
