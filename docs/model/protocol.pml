@@ -11,7 +11,7 @@
  * for a worker that is dead or frozen.
  *
  * What is fixed by -D: WRITES, the number of writes; TAKEOVER, a second planner that may take over at any moment while
- * the first goes on; SCAN, reconciliation, from an empty records collection; LOSE, one lost stream position; OFF, the
+ * the first goes on; SCAN, reconciliation, from a record that is there or not; LOSE, one lost stream position; OFF, the
  * document may leave the filter, be deleted, inserted again; TXN, deletion and insertion in one transaction; GEN, the
  * second planner has another filter; WORKERS; CRASHES, FREEZES, FAILURES, DEFERS, RETRIES, LOSSES, DOUBLES, how often
  * each may happen; CLEAN, cleanup; OWN, handlers that read by themselves. MUTANT_x takes one part of the protocol out.
@@ -194,8 +194,6 @@ inline LEAVE(time, gen, is_gone) {
 	ok = r_gen <= gen;
 #elif defined(MUTANT_LEAVE_EQUAL)
 	ok = r_at <= time && r_gen <= gen;
-#elif defined(MUTANT_LEAVE_GEN)
-	ok = r_at < time;
 #else
 	ok = r_at < time && r_gen <= gen;
 #endif
@@ -265,6 +263,9 @@ inline SETTLE(outcome, checked, claimed_at, v, gen) {
 	dirty = dirty && outcome != COMPLETE;
 #endif
 	newer = r_at > claimed_at;
+#ifndef MUTANT_SKIP_MARKS
+	newer = newer || (outcome <= SKIPPED_LEFT && (r_touched || dirty));
+#endif
 	if
 #ifndef MUTANT_SKIP_UNMARKED
 	:: outcome == SKIPPED_GONE && !newer -> r_gone = true; owed = true
@@ -438,11 +439,15 @@ proctype Scan(byte gen) {
 	bool exists;
 end:	scan_wanted;
 	atomic { scan_wanted = false; scanned = true; at = KNOWN_TIME };
-	atomic { value = DOC;
+	atomic { value = DOC
+#ifndef MUTANT_SCAN_STAMPS
+		;
 		if
 		:: r_status != ABSENT && r_vals == value && r_gen == gen && !IS_RUNNING && !r_gone && !r_left -> value = 0
 		:: else -> skip
-		fi };
+		fi
+#endif
+		};
 #ifdef MUTANT_SCAN_STAMPS
 	d_step { APPLY(value, at, gen, true); value = 0 };
 #elif defined(MUTANT_SCAN_LATE)
@@ -686,6 +691,7 @@ proctype Judge() {
 		:: MATCHES(stored_gen, DOC) ->
 			assert(r_status != ABSENT);
 			assert(r_vals == DOC);
+			assert(r_gen == stored_gen);
 			assert(!r_gone && !r_left);
 			if
 			:: r_status == COMPLETED ->
@@ -706,6 +712,10 @@ init {
 		hist[0] = A;
 #ifdef SCAN
 		scan_wanted = true;
+		if
+		:: skip
+		:: r_status = COMPLETED; r_vals = A; r_gen = 1; r_fresh = true; handled = true
+		fi;
 #else
 		r_status = COMPLETED; r_vals = A; r_gen = 1; r_fresh = true; handled = true;
 #endif
