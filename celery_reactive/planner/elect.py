@@ -26,6 +26,7 @@ from celery_reactive.store.leadership import Lock
 logger = logging.getLogger(__name__)
 
 _STAND_BY_SECONDS = 1.0
+_RELEASE_LIMIT = timedelta(seconds=3)
 
 
 def campaign(runtime: Runtime, group: str, stop: threading.Event) -> Leadership | None:
@@ -116,7 +117,7 @@ class Leadership:
     def _release(self) -> bool:
         settings = self._runtime.settings
         try:
-            with time_limit(timedelta(seconds=5)):
+            with time_limit(_RELEASE_LIMIT):
                 return leadership.release(
                     self._runtime.connection.globals(),
                     self._group,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from celery_reactive.core.suggest import listed
@@ -39,6 +40,8 @@ _MEND_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 _GLANCE_SECONDS = 0.1
 _LEAST_TERM_SECONDS = 1.0
+_FINISH_SECONDS = 6.0
+"""A batch takes seconds at most where the database answers."""
 
 
 def check(runtime: Runtime, publisher: Publisher, *, group: str = DEFAULT_GROUP) -> list[ReactiveTask]:
@@ -198,10 +201,23 @@ def _lead(
         pass
     ending.set()
     dispatcher.kick()
+    if _have_ended(threads):
+        for watcher in watchers:
+            _finish(watcher)
+
+
+def _have_ended(threads: Sequence[threading.Thread]) -> bool:
+    """Wait for the stages to finish what they have in hand; a database that is away holds up no stop (B-68)."""
+    deadline = time.monotonic() + _FINISH_SECONDS
     for thread in threads:
-        thread.join()
-    for watcher in watchers:
-        _finish(watcher)
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = [thread.name for thread in threads if thread.is_alive()]
+    if late:
+        logger.warning(
+            "stopping without waiting any longer; what is in hand is planned again",
+            extra={"event": "stages_left", "stages": late},
+        )
+    return not late
 
 
 def _database_of(runtime: Runtime, task: PlannedTask) -> str:

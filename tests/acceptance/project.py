@@ -99,6 +99,11 @@ class Project:
         self._processes.append(process)
         return process
 
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """All processes that were started, in that order."""
+        return tuple(self._processes)
+
     def stop(self) -> None:
         """End all processes."""
         for process in reversed(self._processes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -32,6 +33,22 @@ def test_a_database_that_is_away_is_waited_for(running: Project, mongo_server: e
     mongo_server.resume()
     running.database.jobs.insert_one({"_id": "after", "do": "nothing"})
     running.wait_until(lambda: running.record("job", "after").get("status") == "completed", timeout=60)
+
+
+def test_a_planner_stops_though_its_database_is_away(running: Project, mongo_server: embedded.MongoServer) -> None:
+    """B-68: within the ten seconds that supervisors give; its lock runs out."""
+    if not isinstance(mongo_server, embedded.MongoServer):
+        pytest.skip("only our own server may be stopped")
+    planner = running.planner("other")
+    running.wait_until(lambda: "planner started" in planner.text())
+    mongo_server.suspend()
+    try:
+        leader = next(process for process in running.processes if process.log.name.startswith("planner-"))
+        for process in (leader, planner):
+            process.send(signal.SIGTERM)
+        assert [process.wait(timeout=15) for process in (leader, planner)] == [0, 0]
+    finally:
+        mongo_server.resume()
 
 
 def test_a_broker_that_comes_back_empty_is_waited_for(running: Project, valkey_server: embedded.ValkeyServer) -> None:
