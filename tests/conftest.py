@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,22 @@ from pymongo.database import Database
 from celery_reactive import embedded
 
 Document = dict[str, Any]
+
+_MEMORY = Path("/dev/shm")  # noqa: S108 -- a file system in memory, where there is one
+_ROOM_BYTES = 4 * 1024**3
+
+
+def _keep_data_in_memory() -> None:
+    """Let the servers of the tests write to memory: they wait for the disk most of the time otherwise.
+
+    TMPDIR decides where it is set. What is killed and started again finds its data in either.
+    """
+    if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES:
+        os.environ["TMPDIR"] = str(_MEMORY)
+        tempfile.tempdir = None
+
+
+_keep_data_in_memory()
 
 FOLDER_MARKERS = {
     "unit": "unit",
