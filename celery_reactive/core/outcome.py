@@ -65,6 +65,8 @@ class Skipped:
     """The document was seen to be deleted."""
     left: bool = False
     """The document was seen outside the filter."""
+    generation: int | None = None
+    """Of the definition whose filter it was; None where no filter was asked."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

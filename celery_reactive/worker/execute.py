@@ -242,7 +242,9 @@ def _ended_unseen(run: Run, session: ClientSession) -> Outcome | None:
         case Gone():
             return Skipped("the document was deleted", gone=True)
         case Left():
-            return Skipped("the document does not match the filter of the newer definition", left=True)
+            return Skipped(
+                "the document does not match the filter of the newer definition", left=True, generation=run.generation
+            )
         case _:
             assert_never(found)
 
@@ -279,5 +281,5 @@ def outcome_of_error(run: Run, error: BaseException, *, retry_in: timedelta | No
     if run.overtaken is not None:
         return Overtaken(run.overtaken, run.generation, run.elapsed)
     if isinstance(error, TaskConditionFailedError):
-        return Skipped(str(error), run.elapsed, gone=run.gone, left=run.left)
+        return Skipped(str(error), run.elapsed, gone=run.gone, left=run.left, generation=run.generation)
     return failed_attempt(run, error, retry_in=retry_in)

@@ -114,7 +114,7 @@ class Model:
             case Skipped(gone=gone, left=left):
                 own, self.fresh = COMPLETED, True
                 again = again or self.touched
-                self.off = self.off or ((gone or left) and self.at <= claimed_at)
+                self.off = self.off or ((gone or left) and self.at <= claimed_at and not again)
             case Exhausted():
                 own = FAILED
             case Deferred():
@@ -125,7 +125,7 @@ class Model:
             case Overtaken(values=values):
                 self.attempts = 0
                 if self.at <= claimed_at:
-                    self.observed = bson.decode(values.raw)["v"]["v"]
+                    self.observed, self.off = bson.decode(values.raw)["v"]["v"], False
                 self.at = max(self.at, claimed_at)
             case Errored():
                 pass

@@ -118,6 +118,9 @@ def _decisions(outcome: Outcome) -> dict[str, Expression]:
     match outcome:
         case Completed(document_checked=checked):
             touched = False if checked else flag("touched")
+        case Skipped(left=True, generation=int(generation)):
+            # The record speaks of a newer definition than the worker knew: its filter says nothing here.
+            touched = {"$or": [flag("touched"), {"$gt": ["$_r.gen", generation]}]}
         case Skipped():
             touched = flag("touched")
         case Deferred() | Overtaken() | GivenBack() | Errored() | Exhausted():
@@ -132,6 +135,8 @@ def _observation(outcome: Outcome, observed_at: object) -> dict[str, Expression]
     newer_known: Expression = {"$gt": ["$_r.at", observed_at]}
     match outcome:
         case Skipped(gone=gone, left=left) if gone or left:
+            # What came in during the run may have been seen after the run looked, also by a scan, whose time is older.
+            newer_known = {"$or": [newer_known, "$_r.end.dirty", "$_r.end.touched"]}
             return {
                 "_r.gone": if_(newer_known, "$_r.gone", True if gone else "$_r.gone"),
                 "_r.left": if_(newer_known, "$_r.left", True if left else "$_r.left"),
@@ -143,8 +148,10 @@ def _observation(outcome: Outcome, observed_at: object) -> dict[str, Expression]
             return {
                 "lastObservedValues": if_(newer_known, "$lastObservedValues", seen),
                 "updatedAt": NOW,
-                "_r.at": {"$max": ["$_r.at", observed_at]},
+                "_r.at": if_(newer_known, "$_r.at", observed_at),
                 "_r.gen": if_(newer_known, "$_r.gen", generation),
+                "_r.gone": if_(newer_known, "$_r.gone", REMOVE),
+                "_r.left": if_(newer_known, "$_r.left", REMOVE),
                 "_r.changedAt": {"$ifNull": ["$_r.changedAt", NOW]},
             }
         case _:
