@@ -202,25 +202,39 @@ class _Scan:
         return page
 
     def _find_off(self, task: PlannedTask, page: Sequence[Any], session: ClientSession) -> list[Any]:
-        """Return those of *page* whose documents may be gone or outside the filter."""
+        """Return those of *page* whose documents are gone or outside the filter; one on which it fails is not."""
         try:
             matching = records.find_matching(self._source, task.definition, page, session=session)
-        except StatementFailedError:  # on some document; looked at one by one below
-            return list(page)
-        return _difference(page, matching)
+        except StatementFailedError:
+            if len(page) == 1:
+                return []
+            middle = len(page) // 2
+            return [*self._find_off(task, page[:middle], session), *self._find_off(task, page[middle:], session)]
+        return self._without(task, page, matching, session)
 
     def _leave(self, task: PlannedTask, off: Sequence[Any], at: Timestamp, session: ClientSession) -> None:
-        """Mark the records of *off* whose documents are not observed now.
+        """Mark the records of *off*, then observe their documents once more: what has come back since has entered.
 
-        The server is asked once more by observing them: an id that it calls equal to the record's (1.0 to 1, or
-        under a collation) is of a document that matches, and one that fails is left to itself.
+        The other way round a document inserted again in between would count as the one that was handled, and its
+        deletion, older than the observation, would be refused (B-18).
         """
-        at_fault = self._planning.apply(task, off, at=at, live=False, session=session)
-        off = [doc_id for doc_id in off if RecordKey("", doc_id).exact not in at_fault]
-        absent = _difference(off, scans.find_existing(self._source, off, session=session))
+        existing = scans.find_existing(self._source, off, session=session)
+        absent = self._without(task, off, existing, session)
         for doc_ids, gone in ((absent, True), (_difference(off, absent), False)):
             if doc_ids:
                 self._planning.leave(task, doc_ids, at=at, gone=gone, session=session)
+        self._planning.apply(task, off, at=at, live=False, session=session)
+
+    def _without(
+        self, task: PlannedTask, page: Sequence[Any], found: Sequence[Any], session: ClientSession
+    ) -> list[Any]:
+        """Return those of *page*, ids of records, whose document is not among *found*.
+
+        Whose record a document is whose id the server only calls equal (1.0 to 1), the records tell.
+        """
+        strangers = _difference(found, page)
+        own = scans.find_records(self._records, task.definition.name, strangers, session=session) if strangers else []
+        return _difference(page, [*found, *own])
 
     @property
     def _records(self) -> records.Records:

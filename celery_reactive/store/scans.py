@@ -9,6 +9,7 @@ from bson import MaxKey, MinKey
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 
+from celery_reactive.core.record import RecordKey
 from celery_reactive.store.errors import translated
 
 START = MinKey()
@@ -67,3 +68,11 @@ def find_existing(source: Collection[Any], doc_ids: Sequence[Any], *, session: C
     """Return those of *doc_ids* whose documents exist."""
     query = {"_id": {"$in": list(doc_ids)}}
     return [document["_id"] for document in source.find(query, projection=["_id"], session=session)]
+
+
+@translated
+def find_records(records: Collection[Any], task: str, doc_ids: Sequence[Any], *, session: ClientSession) -> list[Any]:
+    """Return the document ids, as the records have them, of the records of *task* for *doc_ids*."""
+    named = {"_id": {"$in": [RecordKey(task, doc_id).id for doc_id in doc_ids]}}
+    cursor = records.find(named, projection=["_id"], hint="_id_", session=session)
+    return [record["_id"]["d"] for record in cursor]
