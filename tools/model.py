@@ -18,8 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-MODEL = Path(__file__).with_name("protocol.pml")
-REMEDY = "spin and a C compiler are needed: apt-get install spin gcc (or brew install spin; spinroot.com has the source)"
+MODEL = Path(__file__).parents[1] / "docs" / "model" / "protocol.pml"
+REMEDY = "spin and a C compiler are needed: apt-get install spin gcc, or brew install spin (source: spinroot.com)"
 MEMORY_MB = 7000
 _DEPTH = 100_000
 _FOUND = re.compile(r"^pan:\d+: (.+?) \(at depth (\d+)\)", re.MULTILINE)
@@ -165,7 +165,8 @@ def main() -> int:
         print(f"expected one of {', '.join(known)}; got {', '.join(unknown)}", file=sys.stderr)
         return 2
     print(f"{'':<36}{'states':>12}{'depth':>7}{'time':>10}")
-    return 0 if all([_check(name) for name in names or known]) else 1
+    unexpected = [name for name in names or known if not _check(name)]
+    return 1 if unexpected else 0
 
 
 def _check(name: str) -> bool:
