@@ -145,12 +145,14 @@ def test_what_changed_meanwhile_runs(deploy: Deploy, way: str) -> None:
 
 def test_a_generation_no_longer_known_counts_as_different(deploy: Deploy, connection: Connection) -> None:
     """B-43: nobody can tell, and one run too many is right."""
-    deploy().handle(FIRST)
-    after = deploy(watch_projection={"w": 1})
+    deploy().handle({"_id": 1, "v": "first"})
+    projection = {"v": 1, "not there": 1}
+    deploy(watch_projection=projection)
     connection.globals().update_one({"_id": {"k": "task", "t": NAME}}, {"$unset": {"past": 1}})
-    after = deploy(watch_projection={"w": 1})
+    after = deploy(watch_projection=projection)
     after.reconcile()
     assert after.bench.state(1) is RecordState.PENDING
+    assert after.bench.record(1)["lastObservedValues"] == {"v": "first"}
 
 
 def test_only_so_many_generations_are_kept(deploy: Deploy, connection: Connection) -> None:
