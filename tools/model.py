@@ -1,6 +1,6 @@
-"""Check the protocol's formal model with spin: every configuration holds, and every mutant breaks.
+"""Check the protocol's formal models with spin: every configuration holds, and every mutant breaks.
 
-Run by `make model` and, in part, by `tests/unit/test_model.py`. A configuration is a set of `-D` for `protocol.pml`
+Run by `make model` and, in part, by `tests/unit/test_model.py`. A configuration is a set of `-D` for a model
 whose whole state space is searched; a mutant takes one part of the protocol out of a small configuration and must give
 a counterexample, or the part is not needed there. Ends with 0 when all is as expected, 1 when not, 2 without spin.
 """
@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-MODEL = Path(__file__).parents[1] / "docs" / "model" / "protocol.pml"
+MODELS = Path(__file__).parents[1] / "docs" / "model"
 REMEDY = "spin and a C compiler are needed: apt-get install spin gcc, or brew install spin (source: spinroot.com)"
 MEMORY_MB = 7000
 _DEPTH = 100_000
@@ -37,11 +37,15 @@ CONFIGURATIONS = {
     "reading": "WRITES=3 OFF OWN RETRIES=1",
     "evolving": "WRITES=2 TAKEOVER GEN",
     "cleaning": "WRITES=3 OFF CLEAN",
+    "company": "",
 }
-"""Name and definitions. Without an error each; together they use every part of the model."""
+"""Name and definitions. Without an error each; together they use every part of the models."""
 
-QUIET = "WRITES=2 OFF DISPATCH FAILURES=1 DEFERS=1 LOSSES=1 DOUBLES=1"
-"""Searched for cycles too: every schedule comes to an end."""
+ENDLESS = {
+    "quiet": "WRITES=2 OFF DISPATCH FAILURES=1 DEFERS=1 LOSSES=1 DOUBLES=1",
+    "company, quiet": "",
+}
+"""Searched for cycles: every schedule comes to an end."""
 
 MUTANTS = {
     "APPLY_AT": "WRITES=2 TAKEOVER",
@@ -74,6 +78,10 @@ MUTANTS = {
     "SKIP_UNMARKED": "WRITES=3 OFF",
     "SKIP_GEN": "WRITES=2 TAKEOVER GEN",
     "SKIP_MARKS": "WRITES=3 OFF LOSE",
+    "COMPANY_ALONE": "",
+    "COMPANY_GIVE_BACK": "",
+    "COMPANY_UNPUNISHED": "",
+    "COMPANY_MARK_ALONE": "",
 }
 """Name, taken out by `-DMUTANT_name`, and the configuration in which it is missed."""
 
@@ -104,11 +112,12 @@ def is_installed() -> bool:
     return all(shutil.which(program) for program in ("spin", "gcc"))
 
 
-def search(definitions: str, *, mutant: str = "", cycles: bool = False) -> Result:
+def search(definitions: str, *, model: str = "protocol", mutant: str = "", cycles: bool = False) -> Result:
     """Search the whole state space of *definitions*, or until something does not hold.
 
     Args:
         definitions: Names, with values where they have one, as in `WRITES=2 OFF`.
+        model: Name of the file, without its ending.
         mutant: Part to take out.
         cycles: Look for schedules without an end instead.
 
@@ -117,7 +126,7 @@ def search(definitions: str, *, mutant: str = "", cycles: bool = False) -> Resul
     """
     names = [*definitions.split(), *([f"MUTANT_{mutant}"] if mutant else [])]
     with tempfile.TemporaryDirectory(prefix="celery-reactive-model-") as folder:
-        _run(["spin", *(f"-D{name}" for name in names), "-a", str(MODEL)], folder)
+        _run(["spin", *(f"-D{name}" for name in names), "-a", str(MODELS / f"{model}.pml")], folder)
         kind = ["-DNP"] if cycles else ["-DSAFETY"]
         _run(["gcc", "-O2", "-w", *kind, "-DCOLLAPSE", f"-DMEMLIM={MEMORY_MB}", "-o", "pan", "pan.c"], folder)
         began = time.monotonic()
@@ -159,7 +168,7 @@ def main() -> int:
     if not is_installed():
         print(REMEDY, file=sys.stderr)
         return 2
-    known = [*CONFIGURATIONS, "quiet", *MUTANTS, *LIMITS]
+    known = [*CONFIGURATIONS, *ENDLESS, *MUTANTS, *LIMITS]
     unknown = [name for name in names if name not in known]
     if unknown:
         print(f"expected one of {', '.join(known)}; got {', '.join(unknown)}", file=sys.stderr)
@@ -170,14 +179,16 @@ def main() -> int:
 
 
 def _check(name: str) -> bool:
-    if name == "quiet":
-        result = search(QUIET, cycles=True)
-        return _tell(name, result, expected=not result.violated)
-    if name in CONFIGURATIONS:
-        result = search(CONFIGURATIONS[name])
-        return _tell(name, result, expected=not result.violated)
-    result = search(MUTANTS[name], mutant=name) if name in MUTANTS else search(LIMITS[name])
-    return _tell(name, result, expected=bool(result.violated))
+    """Search what *name* stands for, tell of it, and return whether it came to what is expected."""
+    model = "company" if name.lower().startswith("company") else "protocol"
+    if name in MUTANTS:
+        result = search(MUTANTS[name], model=model, mutant=name)
+    elif name in ENDLESS:
+        result = search(ENDLESS[name], model=model, cycles=True)
+    else:
+        result = search((CONFIGURATIONS | LIMITS)[name], model=model)
+    breaks = name in MUTANTS or name in LIMITS
+    return _tell(name, result, expected=bool(result.violated) is breaks)
 
 
 if __name__ == "__main__":

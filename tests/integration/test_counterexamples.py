@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from pymongo.client_session import ClientSession
 
-from celery_reactive.core.outcome import Errored, Failure, Skipped
+from celery_reactive.core.loss import after_loss
+from celery_reactive.core.outcome import Errored, Failure, GivenBack, Skipped
 from celery_reactive.core.policies import CleanupPolicy
 from celery_reactive.core.record import Claim, Due, Lease
 from celery_reactive.core.states import RecordState
@@ -58,6 +59,13 @@ def lease_of(bench: Bench) -> Lease:
     """Return the one running record as the rescuer reads it."""
     (lease,) = records.running(bench.records, bench.task.name)
     return lease
+
+
+def rescue_all(bench: Bench) -> None:
+    """End all runs as the rescuer does when their heartbeats stand still."""
+    for lease in records.running(bench.records, bench.task.name):
+        outcome = after_loss(bench.task, lease, Failure("the worker has vanished", "WorkerLostError"))
+        records.rescue(bench.records, bench.task, lease, outcome)
 
 
 def step_until_planning(watcher: Watcher) -> None:
@@ -322,8 +330,10 @@ def test_mark_after(bench: Bench, desk: Desk) -> None:
 
 
 def test_claim_state(bench: Bench) -> None:
-    """B-23: the message is doubled: the second worker finds the record running."""
+    """B-23: the message is doubled: the second worker finds the record running, however late it comes."""
     claim = bench.start(A)
+    past = {"$subtract": ["$$NOW", 1]}
+    bench.records.update_one({}, [{"$set": {"nextRunAt": past, "_r.wakeAt": past}}])
     assert bench.claim(1) == []
     assert bench.complete(claim).state is COMPLETED
 
@@ -439,6 +449,46 @@ def test_skip_marks(bench: Bench, desk: Desk) -> None:
     reconcile(desk)
     assert bench.settle(claim, Skipped("gone", TOOK, gone=True)).state is PENDING
     assert "gone" not in bench.record(1)["_r"]
+
+
+# --- company ---------------------------------------------------------------------------------------
+
+
+def test_company_alone(bench: Bench) -> None:
+    """B-28: a message that names both comes once more: whoever must run alone is not claimed by it."""
+    bench.plan(A, {**A, "_id": 2})
+    claims = bench.claim(1, 2)
+    bench.settle(claims[0], GivenBack(alone=True))
+    bench.settle(claims[1], GivenBack())
+    assert [claim.key.doc_id for claim in bench.claim(1, 2)] == [2]
+
+
+def test_company_give_back(bench: Bench) -> None:
+    """B-28: a record whose turn came too late is given back as it was."""
+    bench.plan(A, {**A, "_id": 2})
+    _, second = bench.claim(1, 2)
+    bench.settle(second, GivenBack())
+    assert (bench.state(2), bench.record(2)["attempts"]) == (PENDING, 0)
+
+
+def test_company_unpunished(bench: Bench) -> None:
+    """B-28: what was lost in company has spent no attempt, what was lost alone has."""
+    bench.plan(A, {**A, "_id": 2})
+    bench.claim(1, 2)
+    rescue_all(bench)
+    assert [bench.record(doc_id)["attempts"] for doc_id in (1, 2)] == [0, 0]
+    bench.claim(1)
+    rescue_all(bench)
+    assert bench.record(1)["attempts"] == 1
+
+
+def test_company_mark_alone(bench: Bench) -> None:
+    """B-28: what was lost in company travels alone the next time."""
+    bench.plan(A, {**A, "_id": 2})
+    bench.claim(1, 2)
+    rescue_all(bench)
+    due = records.find_due(bench.records, bench.task.name, limit=9)
+    assert [one.alone for one in due] == [True, True]
 
 
 # --- what the protocol does not promise ----------------------------------------------------------
