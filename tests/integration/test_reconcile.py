@@ -272,3 +272,16 @@ def test_a_scan_does_not_hide_a_deletion_and_reinsertion_before_it(bench: Bench,
     reconcile(desk)
     desk.planning.plan_changes([desk.deleted(1), desk.written(1, inserted=True)], at=told)
     assert bench.state(1) is RecordState.PENDING
+
+
+def test_a_scan_does_not_hide_that_the_document_of_a_run_was_deleted_and_inserted_again(
+    bench: Bench, desk: Desk
+) -> None:
+    """B-18, B-48: the run has read the old document, the scan sees the new one before the stream tells of both."""
+    document = {**DOCUMENT, "_id": 1}
+    claim = bench.start(document)
+    bench.delete(1)
+    told = bench.put(document)
+    reconcile(desk)
+    desk.planning.plan_changes([desk.deleted(1), desk.written(1, inserted=True)], at=told)
+    assert bench.complete(claim, document_checked=True).state is RecordState.PENDING
