@@ -6,6 +6,7 @@
 #   make fault    tests that kill, suspend and cut off servers
 #   make chaos    seeded faults for SECONDS, half of them on each broker, and an audit; SEED replays a run
 #   make mutants  the store without one of its guards at a time: a test must fail for each
+#   make model    the protocol's formal model, all configurations and mutants (needs spin and gcc)
 #   make check    linters, types, layers
 #   make bench    the measurements behind the performance goals
 
@@ -20,7 +21,7 @@ PYTEST_OPTIONS ?=
 DEMO_OPTIONS ?=
 SECONDS ?= 600
 
-.PHONY: demo test fault chaos mutants check check-lint check-format check-types check-layers $(CHECKS) format bench clean install
+.PHONY: demo test fault chaos mutants model check check-lint check-format check-types check-layers $(CHECKS) format bench clean install
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -37,6 +38,10 @@ chaos: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python tools/mutants.py --write $(MUTANTS)
+
+# Needs no virtual environment: only spin, a C compiler and Python.
+model:
+	$(PYTHON) tools/model.py $(MODEL)
 
 # `make -k check` goes on to the next kind after a failure.
 check: check-lint check-format check-types check-layers $(CHECKS)
