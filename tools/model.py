@@ -36,7 +36,7 @@ CONFIGURATIONS = {
     "ending": "WRITES=3 OFF RETRIES=1 DEFERS=1 FAILURES=1",
     "reading": "WRITES=3 OFF OWN RETRIES=1",
     "evolving": "WRITES=2 TAKEOVER GEN",
-    "cleaning": "WRITES=3 OFF CLEAN",
+    "cleaning": "WRITES=3 OFF CLEAN TAKEOVER",
     "company": "",
 }
 """Name and definitions. Without an error each; together they use every part of the models."""
@@ -88,6 +88,7 @@ MUTANTS = {
 LIMITS = {
     "own reads": "WRITES=3 OWN GAP",
     "lost position beside an old leader": "WRITES=2 OFF LOSE TAKEOVER",
+    "removed record beside an old leader": "WRITES=3 OFF OWN CLEAN TAKEOVER",
 }
 """What the protocol does not promise: each gives a counterexample, see docs/evidence/model.md."""
 

@@ -513,3 +513,19 @@ def test_limit_lost_position_beside_an_old_leader(bench: Bench, desk: Desk) -> N
     reconcile(desk)
     bench.leave(1, at=old, gone=True)
     assert bench.state(1) is PENDING
+
+
+@pytest.mark.xfail(reason="an old leader makes a removed record again for a handler that reads by itself", strict=True)
+def test_limit_removed_record_beside_an_old_leader(bench: Bench) -> None:
+    """B-46: it wrote what it had read before the deletion; the run finds nothing, says nothing, and A is inserted."""
+    old = bench.put(A)
+    bench.observe(1, at=old)
+    bench.source.delete_one({"_id": 1})
+    bench.records.delete_many({})
+    bench.source.insert_one(A)
+    bench.observe(1, at=old)
+    bench.source.delete_one({"_id": 1})
+    (claim,) = bench.claim(1)
+    bench.complete(claim)
+    bench.plan(A)
+    assert bench.state(1) is PENDING

@@ -28,7 +28,7 @@ needs_spin = pytest.mark.skipif(not model.is_installed(), reason=model.REMEDY)
 
 
 @needs_spin
-@pytest.mark.parametrize("name", ["cleaning", "company"])
+@pytest.mark.parametrize("name", ["reading", "company"])
 def test_the_protocol_holds(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """B-10: over all schedules of a small configuration the final state is handled."""
     assert model._check(name), capsys.readouterr().out
