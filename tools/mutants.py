@@ -30,15 +30,6 @@ ROOT = Path(__file__).parents[1]
 STORE = Path("celery_reactive/store")
 PAGE = ROOT / "docs" / "evidence" / "mutants.md"
 BEGIN, END = "<!-- begin mutants -->", "<!-- end mutants -->"
-STATEMENTS = (
-    "records.py",
-    "orphans.py",
-    "definitions.py",
-    "positions.py",
-    "checkpoints.py",
-    "leadership.py",
-    "unplanned.py",
-)
 WRITES = {"update_one", "update_many", "find_one_and_update", "delete_one", "delete_many", "_update", "_settle"}
 TESTS = (
     "tests/integration/test_guards.py",
@@ -212,10 +203,8 @@ class Verdict:
 def mutants() -> Iterator[Mutant]:
     """Yield every mutant there is."""
     yield from _conditions()
-    for name in STATEMENTS:
-        path = ROOT / STORE / name
-        if path.exists():
-            yield from _filters(path)
+    for path in sorted((ROOT / STORE).rglob("*.py")):
+        yield from _filters(path)
 
 
 def _conditions() -> Iterator[Mutant]:
@@ -273,6 +262,7 @@ def _parsed(text: str) -> ast.AST:
 def _filters(path: Path) -> Iterator[Mutant]:
     """Yield a mutant for each entry beside `_id` in the filters of a module's writing statements."""
     module = ast.parse(path.read_text())
+    place = path.stem if path.parent.name == STORE.name else path.parent.name
     for function in [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]:
         for filter_ in _filters_of(function):
             keys, values = filter_.keys, filter_.values
@@ -281,7 +271,7 @@ def _filters(path: Path) -> Iterator[Mutant]:
                     continue
                 guard = ast.unparse(values[number]) if key is None else ast.literal_eval(key)
                 filter_.keys, filter_.values = _all_but(keys, number), _all_but(values, number)
-                yield Mutant(f"{path.stem}.{function.name}: {guard}", path.relative_to(ROOT), ast.unparse(module))
+                yield Mutant(f"{place}.{function.name}: {guard}", path.relative_to(ROOT), ast.unparse(module))
             filter_.keys, filter_.values = keys, values
 
 

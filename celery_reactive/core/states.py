@@ -2,7 +2,7 @@
 
 This table is the only place that says which transition is allowed from which state: the store
 builds its guards from it, and the tests walk every pair. What *else* a statement demands (the
-claim's token, an observation that is new enough) stands with the statement in `store/records.py`.
+claim's token, an observation that is new enough) stands with the statement in `store/records`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Update pipelines of the records: pure builders, one per transition, by subject.
 
-Called by `store/records.py` only. A pipeline reads the record as it is on the server and decides
+Called by `store/records` only. A pipeline reads the record as it is on the server and decides
 there; values that come from documents, users or messages appear only as field paths or inside
 `$literal`, never as expressions. `$$NOW` is the only clock.
 
