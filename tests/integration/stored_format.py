@@ -60,6 +60,9 @@ def _records(bench: Bench) -> None:
         return {"_id": doc_id, "on": True, "v": {"of": doc_id, "price": Decimal128("1.50"), "when": bench.now()}}
 
     bench.plan(document("pending"))
+    bench.plan(document("sent"))
+    minute = timedelta(minutes=1)
+    records.mark_sent(bench.records, [bench.key("sent")], first_deadline=minute, longest_deadline=minute)
     bench.start(document("processing"))
     bench.start(document("processing dirty"))
     bench.plan({**document("processing dirty"), "v": 2})
@@ -83,7 +86,9 @@ def _records(bench: Bench) -> None:
     bench.put(document("unrun"))
     backfill = Bench(bench.connection, declare(TASK, {**OPTIONS, "backfill": False}))
     backfill.observe("unrun", live=False)
-    for number, doc_id in enumerate((7, 7.5, None, ObjectId("5f0000000000000000000001"), uuid.UUID(int=7), {"b": 1, "a": [1]})):
+    for number, doc_id in enumerate(
+        (7, 7.5, None, ObjectId("5f0000000000000000000001"), uuid.UUID(int=7), {"b": 1, "a": [1]})
+    ):
         claim = bench.start({"_id": doc_id, "on": True, "v": number})
         bench.settle(claim, Completed(TOOK, document_checked=True))
     bench.handle(document("reset"))
