@@ -20,6 +20,17 @@ FORMS = {
             rf"  bare Celery \.delay\(\)     p50{NUMBER}  p95{NUMBER}  p99{NUMBER} ms\n"
         ),
     ),
+    "planning.py": (
+        ["--count=300"],
+        (
+            rf"planning 300 documents, planner at first{NUMBER} MiB\n"
+            rf"  raw \$merge {NUMBER}/s   1\.00\n"
+            + "".join(
+                rf"  {way} {NUMBER}/s {NUMBER}{NUMBER} MiB, peak{NUMBER}\n"
+                for way in ("stream, new", "stream, changed", "reconciliation, unchanged", "reconciliation, no record")
+            )
+        ),
+    ),
     "throughput.py": (
         ["--count=60"],
         (
