@@ -2,12 +2,12 @@
  * The protocol between planners, workers and the database, for one document and one task, in Promela.
  *
  * Run by tools/model.py; docs/evidence/model.md says what is modelled, what is left out, and what was found. Each
- * `inline` that is named in capitals is one guarded statement of store/records.py, and reads like its pipeline in
- * store/pipelines.py. A process between two statements may be overtaken by anything: a paused process is one that is
+ * `inline` that is named in capitals is one guarded statement of store/records, and reads like its pipeline in
+ * store/pipelines. A process between two statements may be overtaken by anything: a paused process is one that is
  * not scheduled. A crash is a choice.
  *
  * Time is abstracted away. Cluster time counts the writes to the document: event i has time 2i, everything else that
- * happens between it and the next event has time 2i+1. A wait may end at any moment (PASS). A lease can only run out
+ * happens between it and the next event has time 2i+1. A wait may end at any moment. A lease can only run out
  * for a worker that is dead or frozen.
  *
  * What is fixed by -D: WRITES, the number of writes; TAKEOVER, a second planner that may take over at any moment while
