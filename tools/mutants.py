@@ -1,7 +1,8 @@
 """Removes one guard of the store's statements at a time, and sees whether a test fails for it.
 
-`make mutants` runs all, `python tools/mutants.py NAME…` those whose names contain one of the words, `--list` only names
-them, and `--write` puts what it found into the table of docs/evidence/mutants.md. Each mutant is tried in a copy of the repository.
+`make mutants` runs all, `python tools/mutants.py NAME…` those whose names contain one of the words. `--list` only names
+them, and `--write` puts what it found into the table of docs/evidence/mutants.md. Each mutant is tried in a copy of
+the repository.
 
 Two kinds are removed: every entry beside `_id` in the filter of a statement that writes, found in the source, so that
 a new guard is a new mutant; and the conditions inside the update pipelines, listed below, each of which must occur in
@@ -183,6 +184,26 @@ CONDITIONS = {
         'newer_known = {"$or": [newer_known, {"$gt": ["$_r.gen", generation]}]}',
         "pass",
         "what a worker saw under an earlier definition overwrites a newer snapshot",
+    ),
+    "settle: what came in during a skipped run": (
+        '{"$or": [newer_known, "$_r.end.dirty", "$_r.end.touched"]}',
+        "newer_known",
+        "a document that was back is marked gone",
+    ),
+    "settle: a skip names its definition": (
+        'touched = {"$or": [flag("touched"), {"$gt": ["$_r.gen", generation]}]}',
+        'touched = flag("touched")',
+        "a worker with the old filter ends what the new one takes in",
+    ),
+    "settle: what a run saw takes away the marks": (
+        'if_(newer_known, "$_r.gone", REMOVE)',
+        '"$_r.gone"',
+        "a newer state counts as skipped",
+    ),
+    "settle: what a run saw is dated only when it is kept": (
+        'if_(newer_known, "$_r.at", observed_at)',
+        '{"$max": ["$_r.at", observed_at]}',
+        "the event of the state that was read is refused",
     ),
     "reprocess: what is held stays held": (
         '{"$and": [{"$not": "$_r.reset.running"}, {"$not": {"$and": [IS_PENDING, flag("held")]}}]}',

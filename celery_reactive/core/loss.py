@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from datetime import timedelta
 
@@ -20,7 +21,7 @@ def after_loss(
     """Return the outcome of a run that was lost.
 
     A record lost in company runs again alone, unpunished; one lost alone has failed an attempt, so that
-    a handler that kills its process is not tried for ever.
+    a handler that kills its process is not tried for ever, and it stays alone.
 
     Args:
         task: Its definition.
@@ -30,7 +31,8 @@ def after_loss(
     """
     if lease.company:
         return GivenBack(wait=least_wait, alone=True)
-    return failed_attempt(task, lease, error, least_wait=least_wait)
+    attempt = failed_attempt(task, lease, error, least_wait=least_wait)
+    return dataclasses.replace(attempt, alone=True) if isinstance(attempt, Errored) else attempt
 
 
 def failed_attempt(

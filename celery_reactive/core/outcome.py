@@ -107,6 +107,8 @@ class Errored:
     error: Failure
     duration: timedelta
     retry_in: timedelta
+    alone: bool = False
+    """Must travel alone the next time, too: its worker died with it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -482,6 +482,16 @@ def test_company_unpunished(bench: Bench) -> None:
     assert bench.record(1)["attempts"] == 1
 
 
+def test_what_was_lost_alone_stays_alone(bench: Bench) -> None:
+    """B-28: a deadly handler takes no company with it before any of its attempts."""
+    bench.start(A)
+    (lease,) = records.running(bench.records, bench.task.name)
+    outcome = after_loss(bench.task, lease, Failure("the worker has vanished", "WorkerLostError"))
+    records.rescue(bench.records, bench.task, lease, outcome)
+    bench.make_due(1)
+    assert [one.alone for one in records.find_due(bench.records, bench.task.name, limit=9)] == [True]
+
+
 def test_company_mark_alone(bench: Bench) -> None:
     """B-28: what was lost in company travels alone the next time."""
     bench.plan(A, {**A, "_id": 2})

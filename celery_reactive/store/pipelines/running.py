@@ -184,7 +184,9 @@ def _books(outcome: Outcome, history_limit: int, *, reset_retries: bool) -> dict
                 "_r.fresh": True,
                 "_r.skipped": True,
             }
-        case Errored(error=error, duration=duration) | Exhausted(error=error, duration=duration):
+        case Errored(error=error, duration=duration, alone=alone):
+            return {**_error_books(error, duration, history_limit), **({"_r.alone": True} if alone else {})}
+        case Exhausted(error=error, duration=duration):
             return _error_books(error, duration, history_limit)
         case Deferred(hold=hold):
             return {
