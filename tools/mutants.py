@@ -51,6 +51,7 @@ TESTS = (
     "tests/integration/test_worker_leases.py",
     "tests/integration/test_management.py",
     "tests/integration/test_cleanup.py",
+    "tests/integration/test_cleanup_by_hand.py",
 )
 """In the order in which they are asked, after the one that knows the mutant best."""
 KNOWS_BEST = {
@@ -61,6 +62,8 @@ KNOWS_BEST = {
     "leadership": "leadership",
     "leave": "records_planning",
     "orphans": "cleanup",
+    "orphans.forget": "cleanup_by_hand",
+    "orphans.remove_all": "cleanup_by_hand",
     "positions": "leadership",
     "reconciled": "checkpoints",
     "reprocess": "evolution",
@@ -311,12 +314,23 @@ def _filters(path: Path) -> Iterator[Mutant]:
         for filter_ in _filters_of(function):
             keys, values = filter_.keys, filter_.values
             for number, key in enumerate(keys):
-                if isinstance(key, ast.Constant) and key.value == "_id":
+                if _is_identity(key, values[number]):
                     continue
                 guard = ast.unparse(values[number]) if key is None else ast.literal_eval(key)
                 filter_.keys, filter_.values = _all_but(keys, number), _all_but(values, number)
                 yield Mutant(f"{place}.{function.name}: {guard}", path.relative_to(ROOT), ast.unparse(module))
             filter_.keys, filter_.values = keys, values
+
+
+def _is_identity(key: ast.expr | None, value: ast.expr) -> bool:
+    """Whether an entry says which document is meant, and guards nothing."""
+    match key, value:
+        case ast.Constant(value="_id"), _:
+            return True
+        case None, ast.Call(func=ast.Name(id="_named")):
+            return True
+        case _:
+            return False
 
 
 def _all_but(parts: list[T], number: int) -> list[T]:
