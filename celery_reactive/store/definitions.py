@@ -116,7 +116,7 @@ def read_all(globals_: Globals, tasks: list[str]) -> dict[str, Controls]:
     found = globals_.aggregate(
         [{"$match": {"_id": {"$in": [_id(task) for task in tasks]}}}, {"$set": {"now": "$$NOW"}}],
     )
-    stored = {document["task"]: document for document in found}
+    stored = {document["_id"]["t"]: document for document in found}
     return {task: _controls(task, stored.get(task, {})) for task in tasks}
 
 
@@ -134,7 +134,7 @@ def _controls(task: str, stored: Mapping[str, Any]) -> Controls:
         is_throttled=until is not None and until > stored["now"],
         handler_version=int(stored.get("handlerVersion", 0)),
         needs=int(stored.get("needs", 0)),
-        past=tuple((int(past["gen"]), past["projection"]) for past in stored.get("past", [])),
+        past=tuple((int(past["gen"]), past["projection"]) for past in stored.get("past") or []),
     )
 
 
@@ -183,8 +183,11 @@ def define(
         "past": {"$cond": [same, "$past", _with_present_generation()]},
     }
     if not task.evolution.reconcile_on_trigger_change:
-        unscanned = {"$gt": [{"$ifNull": ["$reconciledGen", 0]}, 0]}
-        defined["reconciledGen"] = {"$cond": [unscanned, defined["gen"], "$reconciledGen"]}
+        # What was looked at stays so; a scan that has not come to its end, and another collection, are still wanted.
+        scanned = {
+            "$and": [{"$eq": ["$reconciledGen", "$gen"]}, {"$eq": ["$namespace", {"$literal": namespace}]}],
+        }
+        defined["reconciledGen"] = {"$cond": [scanned, defined["gen"], "$reconciledGen"]}
     # Terms of two planner groups do not compare: a task that has come from another is this one's now (B-65).
     from_elsewhere = {"group": {"$exists": True, "$ne": task.group}}
     _update(globals_, task.name, term, [{"$set": defined}], unless=from_elsewhere)
@@ -258,7 +261,7 @@ def _update(
     free = [{"term": {"$lte": term}}, {"term": {"$exists": False}}, *([] if unless is None else [unless])]
     mine = {"_id": _id(task), "$or": free}
     try:
-        globals_.update_one(mine, pipeline, upsert=True)
+        globals_.update_one(mine, [{"$set": {"task": {"$literal": task}}}, *pipeline], upsert=True)
     except DuplicateKeyError:
         raise TermEndedError(term) from None
 

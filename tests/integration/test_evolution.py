@@ -215,6 +215,37 @@ def test_without_a_scan_each_document_is_compared_when_it_changes(deploy: Deploy
     assert after.bench.state(2) is RecordState.PENDING
 
 
+def test_a_task_that_watches_another_collection_is_reconciled_in_any_case(deploy: Deploy) -> None:
+    """B-43, B-48: without a scan on a changed filter; nobody has looked at that collection yet."""
+    lazy = {"evolution": {"reconcile_on_trigger_change": False}}
+    deploy(**lazy).reconcile()
+    after = deploy(collection="others", **lazy)
+    after.bench.put(FIRST)
+    assert after.reconcile()
+    assert after.bench.state(1) is RecordState.PENDING
+
+
+def test_a_scan_under_way_is_wanted_whatever_the_next_deployment_says(deploy: Deploy) -> None:
+    """B-43, B-48: only what has been looked at needs no scan for a changed filter."""
+    deploy(filter={"on": False}).reconcile()
+    deploy(filter={"on": True}).bench.put(FIRST)
+    after = deploy(filter={"on": True}, evolution={"reconcile_on_trigger_change": False})
+    assert after.reconcile()
+    assert after.bench.state(1) is RecordState.PENDING
+
+
+def test_definitions_that_were_dropped_are_made_again(deploy: Deploy, connection: Connection) -> None:
+    """B-49: also where the leader has noted something on them since."""
+    before = deploy()
+    before.reconcile()
+    connection.globals().drop()
+    definitions.mark_unreconciled(connection.globals(), NAME, term=before.term)
+    after = deploy()
+    after.see(FIRST)
+    assert after.reconcile()
+    assert after.bench.state(1) is RecordState.PENDING
+
+
 def test_re_entry_alone_runs_no_insert_only_task_whatever_its_filter_became(deploy: Deploy) -> None:
     """B-17, B-43: a filter that changed leaves the snapshots comparable."""
     insert_only = {"watch_projection": {"_id": 1}}
