@@ -50,6 +50,7 @@ def acquire(globals_: Globals, group: str, instance: str, seen: Lock) -> int | N
     Returns:
         The new term, None if somebody else was faster.
     """
+    newest = _newest_term(globals_)
     if seen.term == 0:
         _create(globals_, group)
     won = globals_.find_one_and_update(
@@ -58,7 +59,7 @@ def acquire(globals_: Globals, group: str, instance: str, seen: Lock) -> int | N
             {
                 "$set": {
                     "holder": {"$literal": instance},
-                    "term": {"$add": ["$term", 1]},
+                    "term": {"$add": [{"$max": ["$term", newest]}, 1]},
                     "beats": 0,
                     "since": "$$NOW",
                     "renewedAt": "$$NOW",
@@ -68,6 +69,17 @@ def acquire(globals_: Globals, group: str, instance: str, seen: Lock) -> int | N
         return_document=ReturnDocument.AFTER,
     )
     return None if won is None else int(won["term"])
+
+
+def _newest_term(globals_: Globals) -> int:
+    """Return the newest term that anything but a lock names, 0 if nothing does.
+
+    A lock that was dropped with its database starts anew (B-49), and what its last holder wrote after the drop must
+    not refuse the terms that follow.
+    """
+    named = {"term": {"$exists": True}, "_id.k": {"$ne": "leader"}}
+    newest = globals_.find_one(named, projection=["term"], sort=[("term", -1)])
+    return 0 if newest is None else int(newest["term"])
 
 
 def _create(globals_: Globals, group: str) -> None:

@@ -228,6 +228,15 @@ def test_a_position_of_an_old_term_is_refused(connection: Connection, position: 
     assert positions.read(globals_, GROUP, "shop") == older
 
 
+def test_a_lock_that_was_dropped_leads_in_a_term_after_all_others(connection: Connection, position: Position) -> None:
+    """B-46, B-49: what its last holder wrote after the drop refuses nothing."""
+    globals_ = connection.globals()
+    positions.store(globals_, GROUP, "shop", position, term=7)
+    term = leadership.acquire(globals_, GROUP, "one", lock(connection))
+    assert term == 8
+    positions.store(globals_, GROUP, "shop", position, term=term)
+
+
 Write = Callable[[Any, ReactiveTask, int], object]
 
 WRITES: dict[str, Write] = {
