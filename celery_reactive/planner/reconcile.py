@@ -67,11 +67,10 @@ class Reconciler:
         started = time.monotonic()
         indexes.prepare(self._runtime.connection.records(tasks[0].definition))
         scan.begin()
-        while not self._ended.is_set() and scan.advance():
-            pass
-        if self._ended.is_set():
-            scan.pause()
-            return
+        while scan.advance():
+            if self._ended.is_set():
+                scan.pause()
+                return
         for task in tasks:
             self._planning.note_reconciled(task)
             definitions.mark_reconciled(

@@ -135,6 +135,24 @@ def test_a_checkpoint_is_void_where_anything_is_different(
     assert leader.documents == list(range(DOCUMENTS))
 
 
+def test_a_planner_that_is_stopped_at_the_last_page_has_nothing_left(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B-48, B-68: what is done is noted as done."""
+    first, second = Leader(desk, 1), Leader(desk, 2)
+    read = scans.next_records
+
+    def read_and_stop(*args: Any, **options: Any) -> list[Any]:
+        page = read(*args, **options)
+        if not page:
+            first.ended.set()
+        return page
+
+    monkeypatch.setattr(scans, "next_records", read_and_stop)
+    assert first.reconcile()
+    assert not second.reconcile()
+
+
 def test_a_reason_that_comes_during_a_reconciliation_makes_another(bench: Bench, desk: Desk) -> None:
     """B-48, B-49: what it looked at before that reason is not done."""
     globals_ = bench.connection.globals()
