@@ -132,9 +132,10 @@ class Watcher:
         """Open a new stream, keep *its* start, and have everything looked at again."""
         if reason != "first start":
             self._runtime.emit(HistoryLost(self._database, reason))
-        self._mark_unreconciled(self._planning.tasks)
         self._stream.open()
         first = self._stream.read(timedelta(0))
+        # Between the two: a scan for an earlier reason, which may have read before the stream began, is not the one.
+        self._mark_unreconciled(self._planning.tasks)
         self._position = Position(first.token, first.at, self._replica_set(), self._covers())
         self._store()
         self._opened(resumed=False)

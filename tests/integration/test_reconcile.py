@@ -14,6 +14,7 @@ from celery_reactive.core.outcome import Completed
 from celery_reactive.core.states import RecordState
 from celery_reactive.events import ReconciliationFinished, ReconciliationStarted
 from celery_reactive.planner.reconcile import Reconciler
+from celery_reactive.planner.watch import Watcher
 from celery_reactive.store import definitions, unplanned
 from celery_reactive.store.change_stream import ChangeStream
 from tests.integration.bench import TOOK, Bench, Desk
@@ -285,3 +286,31 @@ def test_a_scan_does_not_hide_that_the_document_of_a_run_was_deleted_and_inserte
     reconcile(desk)
     desk.planning.plan_changes([desk.deleted(1), desk.written(1, inserted=True)], at=told)
     assert bench.complete(claim, document_checked=True).state is RecordState.PENDING
+
+
+def test_a_scan_that_ends_before_the_stream_begins_is_not_the_one(
+    bench: Bench, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B-47, B-49: what changes between the two is told by neither; one that comes after the stream is needed."""
+    reconciler = Reconciler(desk.runtime, desk.planning, group="default", term=1, ended=threading.Event())
+    really = ChangeStream.open
+
+    def open_late(stream: ChangeStream, **options: Any) -> None:
+        reconciler.reconcile_needed()
+        bench.put({"_id": 1, "on": True, "v": "first"})
+        really(stream, **options)
+
+    monkeypatch.setattr(ChangeStream, "open", open_late)
+    watcher = Watcher(
+        desk.runtime,
+        desk.planning,
+        bench.source.database.name,
+        group="default",
+        term=1,
+        on_planned=lambda: None,
+        on_deleted=lambda _: None,
+        on_reconcile=lambda: None,
+    )
+    watcher.step()
+    reconciler.reconcile_needed()
+    assert bench.state(1) is RecordState.PENDING
