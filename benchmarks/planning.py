@@ -83,33 +83,33 @@ class _Planner:
         query = {"lastObservedValues.v": value}
         return lambda: self.records.count_documents(query) >= count
 
-    def has_reconciled(self) -> bool:
-        """Return whether nothing has to be reconciled any more."""
-        return self._on.is_reconciled()
 
-
-def measure(on: stage.Stage, *, count: int) -> Result:
-    """Plan *count* documents each way."""
+def measure(on: stage.Stage, *, count: int, stream: bool = True) -> Result:
+    """Plan the *count* documents that are there when the planner starts, and others or changed ones as they come."""
     planner = _Planner(on)
     before = planner.memory_mib("VmRSS")
-    ways = tuple(_ways(on, planner, count))
+    ways = tuple(_ways(on, planner, count, stream=stream))
     return Result(count, _raw_per_second(planner.documents), before, ways)
 
 
-def _ways(on: stage.Stage, planner: _Planner, count: int) -> Iterator[Measured]:
-    inserting = lambda: _insert(planner.documents, count)  # noqa: E731 -- reads as what is done
-    yield planner.time("stream, new", count, inserting, until=planner.counts(0, count))
-    changing = lambda: planner.documents.update_many({}, {"$set": {"v": 1}})  # noqa: E731
-    yield planner.time("stream, changed", count, changing, until=planner.counts(1, count))
-    yield planner.time("reconciliation, unchanged", count, on.reconcile, until=planner.has_reconciled)
-    planner.records.drop()
-    yield planner.time("reconciliation, no record", count, on.reconcile, until=planner.has_reconciled)
+def _ways(on: stage.Stage, planner: _Planner, count: int, *, stream: bool) -> Iterator[Measured]:
+    def come() -> None:
+        _insert(planner.documents, range(count, 2 * count))
+
+    def change() -> None:
+        planner.documents.update_many({"_id": {"$lt": count}}, {"$set": {"v": 1}})
+
+    yield planner.time("first start, no record", count, lambda: None, until=on.is_reconciled)
+    yield planner.time("reconciliation, unchanged", count, on.reconcile, until=on.is_reconciled)
+    if stream:
+        yield planner.time("stream, new", count, come, until=planner.counts(0, 2 * count))
+        yield planner.time("stream, changed", count, change, until=planner.counts(1, count))
 
 
-def _insert(documents: Collection[dict[str, Any]], count: int) -> None:
-    for first in range(0, count, _INSERTED_AT_ONCE):
-        numbers = range(first, min(first + _INSERTED_AT_ONCE, count))
-        documents.insert_many([{"_id": number, "v": 0, "more": "x" * 200} for number in numbers], ordered=False)
+def _insert(documents: Collection[dict[str, Any]], numbers: range) -> None:
+    for first in range(0, len(numbers), _INSERTED_AT_ONCE):
+        part = numbers[first : first + _INSERTED_AT_ONCE]
+        documents.insert_many([{"_id": number, "v": 0, "more": "x" * 200} for number in part], ordered=False)
 
 
 def _raw_per_second(documents: Collection[dict[str, Any]]) -> float:
@@ -128,9 +128,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20_000, help="documents")
+    parser.add_argument("--no-stream", action="store_true", help="measure reconciliation only")
     options = parser.parse_args()
-    with stage.set_up(planner_alone=True) as on:
-        print(measure(on, count=options.count))
+
+    def fill(documents: Collection[dict[str, Any]]) -> None:
+        _insert(documents, range(options.count))
+
+    with stage.set_up(fill=fill) as on:
+        print(measure(on, count=options.count, stream=not options.no_stream))
 
 
 if __name__ == "__main__":

@@ -126,12 +126,14 @@ def _insert(orders: Collection[dict[str, Any]], number: int) -> None:
 
 
 @contextmanager
-def set_up(chunks: Sequence[str] = (project.DEFAULT,), *, planner_alone: bool = False) -> Iterator[Stage]:
+def set_up(
+    chunks: Sequence[str] = (project.DEFAULT,), *, fill: Callable[[Collection[dict[str, Any]]], None] | None = None
+) -> Iterator[Stage]:
     """Start everything, yield it warm, end it.
 
     Args:
         chunks: One reactive task is declared for each: a number of records, or `project.DEFAULT`.
-        planner_alone: Start no worker, and let the planner send nothing.
+        fill: Puts documents into the watched collection; then the planner starts, alone, and is to send nothing.
     """
     name = f"benchmark_{uuid.uuid4().hex[:8]}"
     with ExitStack() as stack:
@@ -152,21 +154,21 @@ def set_up(chunks: Sequence[str] = (project.DEFAULT,), *, planner_alone: bool = 
         )  # made from the configuration once: connections and queues of the last stage
         client = stack.enter_context(MongoClient[dict[str, Any]](mongodb.url))
         stack.callback(client.drop_database, name)
-        children = _start(folder, environment, stack, planner_alone=planner_alone)
-        stage = Stage(client, name, folder / "runs", children)
-        if planner_alone:
+        if fill is not None:
             project.app.conf.reactive_mongodb_url = mongodb.url_of(name)
-            _hold_back(stage)
-        else:
+            _hold_back()
+            fill(client[name][project.collection_of(project.DEFAULT)])
+        children = _start(folder, environment, stack, planner_alone=fill is not None)
+        stage = Stage(client, name, folder / "runs", children)
+        if fill is None:
             stage.warm_up(chunks)
         yield stage
 
 
-def _hold_back(stage: Stage) -> None:
+def _hold_back() -> None:
     reactive = Reactive.of(project.app)
     for task in reactive.registry:
         reactive.pause(task.name)
-    stage.wait_until(stage.is_reconciled)
 
 
 def _start(folder: Path, environment: dict[str, str], stack: ExitStack, *, planner_alone: bool) -> list[Child]:

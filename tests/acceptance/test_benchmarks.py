@@ -27,7 +27,7 @@ FORMS = {
             rf"  raw \$merge {NUMBER}/s   1\.00\n"
             + "".join(
                 rf"  {way} {NUMBER}/s {NUMBER}{NUMBER} MiB, peak{NUMBER}\n"
-                for way in ("stream, new", "stream, changed", "reconciliation, unchanged", "reconciliation, no record")
+                for way in ("first start, no record", "reconciliation, unchanged", "stream, new", "stream, changed")
             )
         ),
     ),
