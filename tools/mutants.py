@@ -59,7 +59,7 @@ KNOWS_BEST = {
     "adopt": "evolution",
     "checkpoints": "checkpoints",
     "definitions": "leadership",
-    "leadership": "leadership",
+    "leadership": "guards",
     "leave": "records_planning",
     "orphans": "cleanup",
     "orphans.forget": "cleanup_by_hand",

@@ -54,7 +54,7 @@ def acquire(globals_: Globals, group: str, instance: str, seen: Lock) -> int | N
     if seen.term == 0:
         _create(globals_, group)
     won = globals_.find_one_and_update(
-        {"_id": _id(group), "holder": seen.holder, "term": seen.term, "beats": seen.beats},
+        {"_id": _id(group), "term": seen.term, "beats": seen.beats},
         [
             {
                 "$set": {

@@ -283,6 +283,25 @@ def test_a_leader_that_renewed_is_not_replaced(bench: Bench) -> None:
     assert leadership.acquire(globals_, "g", "two", seen) is None
 
 
+def test_a_lock_that_its_holder_has_taken_anew_is_not_the_one_that_was_seen(bench: Bench) -> None:
+    """B-46: acquire's `term`: the same planner with a heartbeat count of nought once more lives, and leads."""
+    globals_ = bench.connection.globals()
+    leadership.acquire(globals_, "g", "one", leadership.read(globals_, "g"))
+    seen = leadership.read(globals_, "g")
+    leadership.release(globals_, "g", "one", 1)
+    assert leadership.acquire(globals_, "g", "one", leadership.read(globals_, "g")) == 2
+    assert leadership.acquire(globals_, "g", "two", seen) is None
+
+
+def test_a_lock_that_was_handed_over_is_no_longer_held(bench: Bench) -> None:
+    """B-46: renew's and release's `holder`: what was freed is nobody's, whose term it was included."""
+    globals_ = bench.connection.globals()
+    leadership.acquire(globals_, "g", "one", leadership.read(globals_, "g"))
+    assert leadership.release(globals_, "g", "one", 1)
+    assert not leadership.renew(globals_, "g", "one", 1)
+    assert not leadership.release(globals_, "g", "one", 1)
+
+
 def test_a_replaced_leader_cannot_renew_or_free_the_lock(bench: Bench) -> None:
     """B-46: renew's term: a paused leader that wakes up finds out before it does anything."""
     globals_ = bench.connection.globals()
