@@ -302,6 +302,16 @@ def test_a_lock_that_was_handed_over_is_no_longer_held(bench: Bench) -> None:
     assert not leadership.release(globals_, "g", "one", 1)
 
 
+def test_a_term_that_is_over_is_not_renewed_nor_handed_over(bench: Bench) -> None:
+    """B-46: renew's and release's `term`: also where the same planner leads again."""
+    globals_ = bench.connection.globals()
+    leadership.acquire(globals_, "g", "one", leadership.read(globals_, "g"))
+    leadership.acquire(globals_, "g", "one", leadership.read(globals_, "g"))
+    assert not leadership.renew(globals_, "g", "one", 1)
+    assert not leadership.release(globals_, "g", "one", 1)
+    assert leadership.renew(globals_, "g", "one", 2)
+
+
 def test_a_replaced_leader_cannot_renew_or_free_the_lock(bench: Bench) -> None:
     """B-46: renew's term: a paused leader that wakes up finds out before it does anything."""
     globals_ = bench.connection.globals()

@@ -314,3 +314,17 @@ def test_a_scan_that_ends_before_the_stream_begins_is_not_the_one(
     watcher.step()
     reconciler.reconcile_needed()
     assert bench.state(1) is RecordState.PENDING
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "left"])
+def test_a_scan_runs_what_is_back(bench: Bench, desk: Desk, *, gone: bool) -> None:
+    """B-8, B-18, B-48: nobody told of the return; its values are those that were handled."""
+    document = {**DOCUMENT, "_id": 1}
+    bench.handle(document)
+    if gone:
+        bench.leave(1, at=bench.delete(1), gone=True)
+    else:
+        bench.leave(1, at=bench.put({**document, "on": False}))
+    bench.put(document)
+    reconcile(desk)
+    assert bench.state(1) is RecordState.PENDING
