@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 _LOCKED = frozenset({24, 50, 112, 251, 262})
 """LockTimeout, MaxTimeMSExpired, WriteConflict, NoSuchTransaction, ExceededTimeLimit."""
-_TRANSIENT = frozenset({6, 7, 43, 63, 64, 89, 91, 133, 134, 149, 175, 189, 202, 234, 237, 246, 9001, 10107})
+_TRANSIENT = frozenset({6, 7, 43, 63, 64, 89, 91, 133, 134, 149, 175, 189, 202, 215, 234, 237, 246, 9001, 10107})
 _UNAUTHORIZED = 13
 _REFUSED_COMMAND = re.compile(r'not authorized on (\S+) to execute command \{ (\w+): (?:"([^"]*)")?')
 _TRANSIENT_SHUTDOWN = frozenset({11600, 11601, 11602, 13388, 13435, 13436})

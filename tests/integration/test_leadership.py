@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId, Timestamp
-from pymongo.errors import AutoReconnect
+from pymongo.errors import AutoReconnect, OperationFailure
 
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.task import ReactiveTask
@@ -277,3 +277,10 @@ def test_a_stand_by_waits_out_a_database_that_is_away(
     won = make_planner("one").campaign()
     assert won is not None
     assert won.term == 1
+
+
+def test_a_database_that_is_being_dropped_is_waited_out() -> None:
+    """B-49: what is made in it meanwhile is refused (DatabaseDropPending); that ends no planner."""
+    assert (
+        type(translate(OperationFailure("database is in the process of being dropped", 215))) is StoreUnavailableError
+    )
