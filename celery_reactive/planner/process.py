@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 _MEND_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 _GLANCE_SECONDS = 0.1
+_UNTOLD_SECONDS = 5.0
+"""After so long it is asked whether anybody wants a reconciliation, told or not: no stream may follow the globals."""
 _LEAST_TERM_SECONDS = 1.0
 _FINISH_SECONDS = 6.0
 """A batch takes seconds at most where the database answers."""
@@ -160,12 +162,18 @@ def _lead(
     stages = [("dispatch", dispatcher.step), ("rescue", _rescue(runtime, planned, ending))]
     stages += _broker(runtime, planned, publisher, dispatcher, group, ending)
     watchers: list[Watcher] = []
+    needs = {database: threading.Event() for database in databases}
+
+    def want_reconciliation() -> None:
+        # A request is told by the stream of the globals' database, whichever its task watches.
+        for needed in needs.values():
+            needed.set()
+
+    want_reconciliation()
     for database in databases:
         own = [task for task in planned if _database_of(runtime, task) == database]
         planning = Planning(runtime, own)
         cleaner = Cleaner(runtime, planning, group=group, term=leadership.term, ended=ending)
-        needed = threading.Event()
-        needed.set()
         watcher = Watcher(
             runtime,
             planning,
@@ -174,14 +182,17 @@ def _lead(
             term=leadership.term,
             on_planned=dispatcher.kick,
             on_deleted=cleaner.note_deleted,
-            on_reconcile=needed.set,
+            on_reconcile=want_reconciliation,
         )
         watchers.append(watcher)
         evolver = Evolver(runtime, own, term=leadership.term, ended=ending)
         reconciler = Reconciler(runtime, planning, group=group, term=leadership.term, ended=ending)
         stages += [
             (f"watch {database}", watcher.step),
-            (f"reconcile {database}", _reconcile(evolver, reconciler, watcher, needed, dispatcher, cleaner, ending)),
+            (
+                f"reconcile {database}",
+                _reconcile(evolver, reconciler, watcher, needs[database], dispatcher, cleaner, ending),
+            ),
             (f"mend {database}", _mend(planning, dispatcher, ending)),
             (f"cleanup {database}", cleaner.step),
         ]
@@ -299,10 +310,17 @@ def _reconcile(
     cleaner: Cleaner,
     ending: threading.Event,
 ) -> Callable[[], None]:
+    looked_at = time.monotonic()
+
     def step() -> None:
-        if not (watcher.ready.wait(_LOOK_SECONDS) and needed.wait(_LOOK_SECONDS)) or ending.is_set():
+        nonlocal looked_at
+        wanted = watcher.ready.wait(_LOOK_SECONDS) and (
+            needed.wait(_LOOK_SECONDS) or time.monotonic() - looked_at >= _UNTOLD_SECONDS
+        )
+        if not wanted or ending.is_set():
             return
         needed.clear()
+        looked_at = time.monotonic()
         try:
             if evolver.evolve():
                 dispatcher.kick()

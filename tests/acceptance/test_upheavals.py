@@ -84,6 +84,17 @@ def test_a_database_that_is_dropped_with_everything_in_it(running: Project) -> N
     assert "reactive_wake" in running.database.jobs_tasks.index_information()
 
 
+def test_a_database_that_is_dropped_in_a_later_term(running: Project) -> None:
+    """B-46, B-49: what the old leader still writes after the drop stops no leader after it."""
+    for name in ("second", "third"):
+        deploy(running.processes[-1])
+        running.planner(name)
+        running.wait_until(lambda name=name: running.leader() == name)
+    running.database.client.drop_database(running.database.name)
+    insert(running, "a", "z")
+    running.wait_until(lambda: completed(running) == {"a", "z"} and running.leader() == "third", timeout=60)
+
+
 def test_a_task_that_is_removed_and_deployed_again_catches_up(project: Project) -> None:
     """B-45: the position that was stored meanwhile does not cover it."""
     worker = project.worker("--concurrency", "1")
@@ -161,6 +172,9 @@ def test_several_databases_and_groups(project: Project, tenants: list[Database[A
     first.client.drop_database(first.name)
     first.orders.insert_one({"_id": 2})
     project.wait_until(lambda: ran.find_one({"database": first.name, "doc": 2}))
+    first.orders_tasks.delete_many({})
+    assert project.reconcile(first.name, "--wait").wait(60) == 0, project.logs()
+    project.wait_until(lambda: ran.count_documents({"database": first.name, "doc": 2}) == 2)
 
 
 def test_a_deployment_under_load_waits_for_no_lease(project: Project) -> None:
