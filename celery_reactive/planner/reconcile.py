@@ -8,6 +8,7 @@ A checkpoint is stored every second or two, after the work up to it is durable; 
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from celery_reactive.errors import StatementFailedError
 from celery_reactive.events import ReconciliationFinished, ReconciliationProgressed, ReconciliationStarted
 from celery_reactive.planner.plan import PlannedTask, Planning
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import checkpoints, definitions, indexes, records, scans, server
+from celery_reactive.store import checkpoints, definitions, indexes, positions, records, scans, server
 from celery_reactive.store.checkpoints import Checkpoint, Scanned
 from celery_reactive.store.definitions import Controls
 
@@ -100,7 +101,9 @@ class _Scan:
     ) -> None:
         self._runtime = runtime
         self._planning = planning
-        self._tasks = {task.definition.name: task for task in tasks}
+        self._tasks = {task.definition.name: _as_scanned(task, stored[task.definition.name]) for task in tasks}
+        self._known = frozenset(name for name in self._tasks if stored[name].scanned_filter)
+        """Tasks whose documents have all been looked at before, under another filter maybe."""
         self._scanned = tuple(
             Scanned(name, task.generation, stored[name].needs) for name, task in sorted(self._tasks.items())
         )
@@ -182,14 +185,24 @@ class _Scan:
 
     def _scan_documents(self, at: Timestamp, session: ClientSession) -> Sequence[Any]:
         """Lay the next page of documents over their records."""
+        times = {name: at if task.definition.backfill else self._start_of(name) for name, task in self._tasks.items()}
         page = scans.next_documents(self._source, self._after, limit=self._page_size, session=session)
         if page:
-            for task in self._tasks.values():
-                # Records made without a run carry the scan's start, so that the first change after it runs (B-2).
-                time_of_read = at if task.definition.backfill else self._start
-                self._planning.apply(task, page, at=time_of_read, live=False, stamps=False, session=session)
+            for name, task in self._tasks.items():
+                self._planning.apply(task, page, at=times[name], live=False, stamps=False, session=session)
         self.documents += len(page)
         return page
+
+    def _start_of(self, task: str) -> Timestamp:
+        """Return the time of records that are made without a run, so that the first change after it runs (B-2).
+
+        That is the scan's start for a task that is new. For any other, what was inserted before the scan, while no
+        planner ran, must run, too: the time up to which its changes have been planned.
+        """
+        if task not in self._known:
+            return self._start
+        position = positions.read(self._globals, self._group, self._source.database.name)
+        return self._start if position is None else position.at
 
     def _scan_records(self, task: PlannedTask, at: Timestamp, session: ClientSession) -> Sequence[Any]:
         """Mark every record of the next page whose document is gone or outside the filter."""
@@ -250,6 +263,16 @@ class _Scan:
     @property
     def _page_size(self) -> int:
         return self._runtime.settings.batch_size
+
+
+def _as_scanned(task: PlannedTask, stored: Controls) -> PlannedTask:
+    """Return *task* as documents without a record are planned for it.
+
+    Where all have been looked at under the same filter, those have come since: they run, also without a back-fill.
+    """
+    if stored.scanned_filter != stored.filter_text:
+        return task
+    return dataclasses.replace(task, definition=dataclasses.replace(task.definition, backfill=True))
 
 
 def _difference(doc_ids: Sequence[Any], others: Sequence[Any]) -> list[Any]:

@@ -5,8 +5,9 @@ Workers read the whole document from the primary before each claim, uncached, so
 throttle that has returned is in force for every claim that begins after it (B-35).
 
 A document: `{_id: {k: "task", t: name}, task, term, gen, filter, projection (extended JSON text),
-namespace, group, past, handlerVersion, reconciledGen, needs, paused, throttledUntil}`. `past` holds the newest earlier
-generations with their projections, `needs` counts the reasons for a reconciliation, so that one that began before the
+namespace, group, past, handlerVersion, reconciledGen, scannedFilter, needs, paused, throttledUntil}`. `past` holds the
+newest earlier generations with their projections, `scannedFilter` is the one under which every document of `namespace`
+has been looked at last, `needs` counts the reasons for a reconciliation, so that one that began before the
 last of them does not count as done.
 """
 
@@ -53,6 +54,8 @@ class Controls:
     """Of the code that the records were last looked at for (B-44); 0: none yet."""
     needs: int = 0
     """Counts the reasons for a reconciliation; one that began under another number does not count as done."""
+    scanned_filter: str = ""
+    """Under which every document has been looked at last; empty: they have not been yet."""
     past: tuple[tuple[int, str], ...] = ()
     """Earlier generations that are known, each with its projection."""
 
@@ -134,6 +137,7 @@ def _controls(task: str, stored: Mapping[str, Any]) -> Controls:
         is_throttled=until is not None and until > stored["now"],
         handler_version=int(stored.get("handlerVersion", 0)),
         needs=int(stored.get("needs", 0)),
+        scanned_filter=stored.get("scannedFilter") or "",
         past=tuple((int(past["gen"]), past["projection"]) for past in stored.get("past") or []),
     )
 
@@ -163,11 +167,12 @@ def define(
         TermEndedError: A newer leader has defined it. Nothing was written.
     """
     filter_text, projection_text = definition_texts(task)
+    same_place = {"$eq": ["$namespace", {"$literal": namespace}]}
     same = {
         "$and": [
             {"$eq": ["$filter", {"$literal": filter_text}]},
             {"$eq": ["$projection", {"$literal": projection_text}]},
-            {"$eq": ["$namespace", {"$literal": namespace}]},
+            same_place,
         ],
     }
     defined = {
@@ -181,12 +186,11 @@ def define(
         "collated": collated,
         "handlerVersion": {"$ifNull": ["$handlerVersion", task.evolution.handler_version]},
         "past": {"$cond": [same, "$past", _with_present_generation()]},
+        "scannedFilter": {"$cond": [same_place, "$scannedFilter", "$$REMOVE"]},
     }
     if not task.evolution.reconcile_on_trigger_change:
         # What was looked at stays so; a scan that has not come to its end, and another collection, are still wanted.
-        scanned = {
-            "$and": [{"$eq": ["$reconciledGen", "$gen"]}, {"$eq": ["$namespace", {"$literal": namespace}]}],
-        }
+        scanned = {"$and": [{"$eq": ["$reconciledGen", "$gen"]}, same_place]}
         defined["reconciledGen"] = {"$cond": [scanned, defined["gen"], "$reconciledGen"]}
     # Terms of two planner groups do not compare: a task that has come from another is this one's now (B-65).
     from_elsewhere = {"group": {"$exists": True, "$ne": task.group}}
@@ -219,7 +223,7 @@ def mark_reconciled(globals_: Globals, task: str, *, generation: int, needs: int
     """
     done = {"$eq": [{"$ifNull": ["$needs", 0]}, needs]}
     of_use = {"$filter": {"input": "$past", "cond": {"$eq": ["$$this.projection", "$projection"]}}}
-    marks = {"reconciledGen": generation, "reconciledAt": "$$NOW", "past": of_use}
+    marks = {"reconciledGen": generation, "reconciledAt": "$$NOW", "scannedFilter": "$filter", "past": of_use}
     fields = {name: {"$cond": [done, value, f"${name}"]} for name, value in marks.items()}
     _update(globals_, task, term, [{"$set": fields}])
 

@@ -23,9 +23,10 @@ from celery_reactive.planner.plan import Planning
 from celery_reactive.planner.reconcile import Reconciler
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
-from celery_reactive.store import definitions, pipelines
+from celery_reactive.store import definitions, pipelines, positions
 from celery_reactive.store.change_stream import Change, ChangeKind
 from celery_reactive.store.connection import Connection
+from celery_reactive.store.positions import Position
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.execute import execute
 from celery_reactive.worker.run import Run
@@ -186,6 +187,30 @@ def test_a_widened_filter_back_fills(deploy: Deploy) -> None:
     after.reconcile()
     assert after.bench.state(1) is RecordState.COMPLETED
     assert after.bench.state(2) is RecordState.PENDING
+
+
+@pytest.mark.parametrize("change", ["nothing", "a projection", "a wider filter"])
+def test_without_back_fill_what_comes_between_two_leaders_runs(
+    deploy: Deploy, connection: Connection, change: str
+) -> None:
+    """B-2, B-10, B-43: only what matched at the first deployment, or matches a wider filter, does not run."""
+    whole = {"backfill": False, "filter": {"on": True}}
+    before = deploy(**whole)
+    before.bench.put(FIRST)
+    before.bench.put({**FIRST, "_id": 2, "on": False})
+    before.reconcile()
+    planned = before.bench.cluster_time()
+    position = Position({"_data": "token"}, planned, None, frozenset({(NAME, 1)}))
+    positions.store(connection.globals(), "default", before.bench.source.database.name, position, term=1)
+    inserted = before.bench.put({**FIRST, "_id": 3})
+    changes = {"nothing": {}, "a projection": {"watch_projection": {"w": 1}}, "a wider filter": {"filter": {}}}
+    after = deploy(**{**whole, **changes[change]})
+    definitions.request_reconciliation(connection.globals(), NAME)
+    assert after.reconcile()
+    after.planning.plan_changes([Change(ChangeKind.WRITTEN, "orders", 3, inserted=True)], at=inserted)
+    states = {record["sourceDocId"]: record["status"] for record in after.bench.records.find()}
+    unrun = {1: "completed"} if change != "a wider filter" else {1: "completed", 2: "completed"}
+    assert states == {**unrun, 3: "pending"}
 
 
 def test_a_narrowed_filter_leaves_records(deploy: Deploy) -> None:
