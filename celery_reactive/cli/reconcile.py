@@ -31,6 +31,7 @@ def reconcile(ctx: click.Context, *, tasks: tuple[str, ...], wait: bool, group: 
     if not wait:
         click.echo("asked for; the leading planner does it")
         return
+    click.echo(f"waiting for the leading planner to look at {', '.join(reconciling.waiting(runtime, tasks))}")
     console = console_for(ctx)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

@@ -194,7 +194,7 @@ def _mongod_command(program: Path, port: int, folder: Path, oplog_mib: int) -> l
         f"--oplogSize={oplog_mib}",
         "--quiet",
         "--nounixsocket",
-        "--wiredTigerCacheSizeGB=0.25",
+        "--wiredTigerCacheSizeGB=0.5",
         "--setParameter=enableTestCommands=1",
         "--setParameter=diagnosticDataCollectionEnabled=false",
     ]

@@ -85,7 +85,6 @@ class Leadership:
         self._group = group
         self._ttl_seconds = runtime.settings.leader_ttl.total_seconds()
         self._renewed = sent
-        self._lost = False
         self._thread = threading.Thread(target=self._renew, name="reactive-leader", daemon=True)
 
     @property
@@ -95,7 +94,6 @@ class Leadership:
 
     def lose(self) -> None:
         """Stop leading at once: a newer leader was found."""
-        self._lost = True
         self.ended.set()
 
     def __enter__(self) -> Self:
@@ -111,7 +109,8 @@ class Leadership:
     ) -> None:
         self.ended.set()
         self._thread.join()
-        handed_over = not self._lost and self._release()
+        # Also where a newer term was met: the lock may still be this planner's, and nobody has to wait for its TTL.
+        handed_over = self._release()
         self._runtime.emit(LeadershipEnded(self._runtime.settings.instance_id, self.term, handed_over))
 
     def _release(self) -> bool:

@@ -181,7 +181,9 @@ class Planning:
 
         return self._each(task, doc_ids, statement, at, gone=False)
 
-    def _adopt(self, task: PlannedTask, doc_ids: Sequence[Any], session: ClientSession) -> None:
+    def _adopt(
+        self, task: PlannedTask, doc_ids: Sequence[Any], session: ClientSession, *, limit: timedelta = _BATCH_LIMIT
+    ) -> None:
         """Let documents that have not changed keep their records as they are under a new projection (B-43).
 
         Where that cannot be told, for an earlier projection fails or somebody holds a record, they count as changed.
@@ -189,13 +191,13 @@ class Planning:
         connection = self._runtime.connection
         source, target = connection.source(task.definition), connection.records(task.definition)
         try:
-            with time_limit(_BATCH_LIMIT):
+            with time_limit(limit):
                 records.adopt_snapshots(source, target, task.definition, doc_ids, lineage=task.lineage, session=session)
         except (StatementFailedError, StoreBusyError):
             if len(doc_ids) > 1:
                 middle = len(doc_ids) // 2
-                self._adopt(task, doc_ids[:middle], session)
-                self._adopt(task, doc_ids[middle:], session)
+                self._adopt(task, doc_ids[:middle], session, limit=_BISECTION_LIMIT)
+                self._adopt(task, doc_ids[middle:], session, limit=_BISECTION_LIMIT)
 
     def leave(
         self,
