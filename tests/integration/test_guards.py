@@ -342,3 +342,13 @@ def test_statements_done_twice_do_what_they_do_once(bench: Bench) -> None:
     bench.leave(1, at=gone, gone=True)
     bench.observe(1, at=gone)
     assert bench.raw(1) == before
+
+
+def test_what_a_run_saw_under_an_earlier_definition_overwrites_no_newer_snapshot(bench: Bench) -> None:
+    """B-33, B-43: settle's generation: the record was given its snapshot under the new projection meanwhile."""
+    claim = bench.start({"_id": 1, "on": True, "v": "first"})
+    adopted = {"_r.gen": 7, "lastObservedValues": {"v": "first", "w": "other"}}
+    bench.records.update_one({}, {"$set": adopted})
+    assert bench.settle(claim, overtaken({"v": "second"}, generation=1)).state is RecordState.PENDING
+    record = bench.record(1)
+    assert (record["lastObservedValues"], record["_r"]["gen"]) == ({"v": "first", "w": "other"}, 7)

@@ -221,3 +221,23 @@ def test_looking_for_what_is_due_examines_only_what_it_finds(make_bench: MakeBen
     stats = bench.connection.database().command("explain", find, verbosity="executionStats")["executionStats"]
     assert (stats["nReturned"], stats["totalDocsExamined"]) == (10, 10)
     assert stats["totalKeysExamined"] <= 11
+
+
+def test_a_message_is_taken_back_once(bench: Bench) -> None:
+    """B-22: `mark_unsent` done twice counts one message less, not two."""
+    bench.plan({"_id": 1, "on": True})
+    for _ in range(2):
+        send(bench, 1)
+        bench.make_due(1)
+    for _ in range(2):
+        records.mark_unsent(bench.records, [bench.key(1)])
+    assert bench.record(1)["_r"]["dispatches"] == 1
+
+
+def test_a_running_record_is_not_taken_back(bench: Bench) -> None:
+    """B-22: `mark_unsent` of a message that was published after all leaves its run alone."""
+    bench.start({"_id": 1, "on": True})
+    bench.records.update_one({}, {"$set": {"_r.sent": True}})
+    before = bench.raw(1)
+    records.mark_unsent(bench.records, [bench.key(1)])
+    assert bench.raw(1) == before
