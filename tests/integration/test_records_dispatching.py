@@ -241,3 +241,13 @@ def test_a_running_record_is_not_taken_back(bench: Bench) -> None:
     before = bench.raw(1)
     records.mark_unsent(bench.records, [bench.key(1)])
     assert bench.raw(1) == before
+
+
+def test_a_running_record_has_no_message_to_lose(bench: Bench) -> None:
+    """B-66: `expire_sent` leaves a run alone, whatever its books say of a message."""
+    bench.start({"_id": 1, "on": True})
+    bench.records.update_one({}, [{"$set": {"_r.sent": True, "_r.sentAt": "$$NOW", "_r.dispatches": 1}}])
+    before = bench.raw(1)
+    later = bench.now() + timedelta(seconds=1)
+    assert records.expire_sent(bench.records, [bench.key(1)], sent_before=later, patience=AT_ONCE) == 0
+    assert bench.raw(1) == before
