@@ -352,3 +352,13 @@ def test_what_a_run_saw_under_an_earlier_definition_overwrites_no_newer_snapshot
     assert bench.settle(claim, overtaken({"v": "second"}, generation=1)).state is RecordState.PENDING
     record = bench.record(1)
     assert (record["lastObservedValues"], record["_r"]["gen"]) == ({"v": "first", "w": "other"}, 7)
+
+
+def test_what_does_not_run_is_not_ended(bench: Bench) -> None:
+    """B-27: settle's state: a record that is at rest stays as it is, whatever its books say of a claim."""
+    claim = bench.start({"_id": 1, "on": True, "v": "first"})
+    bench.records.update_one({}, {"$set": {"status": "failed"}})
+    before = bench.raw(1)
+    with pytest.raises(LeaseLostError):
+        bench.complete(claim)
+    assert bench.raw(1) == before
