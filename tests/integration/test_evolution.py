@@ -12,7 +12,7 @@ from bson import Timestamp
 
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.message import Named
-from celery_reactive.core.outcome import Completed, Outcome
+from celery_reactive.core.outcome import Completed, Deferred, Outcome
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.states import RecordState
 from celery_reactive.errors import TaskConditionFailedError, TermEndedError
@@ -412,6 +412,19 @@ def test_a_new_version_resets_what_its_policy_names(deploy: Deploy, policy: str,
             assert new == record
     assert after.bench.state("gone") is after.bench.state("left") is RecordState.FAILED
     assert after.events[-1] == ReprocessingFinished(NAME, 2, len(reset))
+
+
+def test_a_new_version_keeps_the_time_of_what_is_held(deploy: Deploy) -> None:
+    """B-34, B-44: nothing cuts that wait short; it runs by the new code then."""
+    before = deploy(**version(1))
+    before.see(FIRST)
+    (claim,) = before.bench.claim(1)
+    before.bench.settle(claim, Deferred(before.bench.now() + timedelta(hours=1), hold=True))
+    time = before.bench.record(1)["nextRunAt"]
+    after = deploy(**version(2))
+    assert after.evolve()
+    record = after.bench.record(1)
+    assert (record["status"], record["nextRunAt"], record["_r"]["wakeAt"]) == ("pending", time, time)
 
 
 def test_a_version_is_applied_once(deploy: Deploy) -> None:
