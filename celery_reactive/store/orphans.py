@@ -380,11 +380,11 @@ def namespaces(globals_: Documents) -> dict[str, str]:
 
 @translated
 def forget(globals_: Documents, task: str) -> None:
-    """Forget definition, controls, planning failures and cleanups of a task that has no records any more.
+    """Forget definition, controls, planning failures and cleanups of a task: all that names it.
 
     Declared again, it begins like a new one.
     """
-    globals_.delete_many({"_id.t": task, "_id.k": {"$in": ["task", "unplanned", "cleanup"]}})
+    globals_.delete_many({"_id.t": task})
 
 
 # --- when ----------------------------------------------------------------------------------------
