@@ -152,19 +152,19 @@ CONDITIONS = {
         "a retry by hand is swallowed",
     ),
     "settle: dirty": (
-        'waits = {"$or": ["$_r.end.dirty", "$_r.end.touched"]}',
-        'waits = "$_r.end.touched"',
+        'again = {"$or": ["$_r.end.dirty", "$_r.end.touched"]}',
+        'again = "$_r.end.touched"',
         "a change during the run is lost",
     ),
     "settle: touched": (
-        'waits = {"$or": ["$_r.end.dirty", "$_r.end.touched"]}',
-        'waits = "$_r.end.dirty"',
+        'again = {"$or": ["$_r.end.dirty", "$_r.end.touched"]}',
+        'again = "$_r.end.dirty"',
         "A, B, A during a run that has read B loses A",
     ),
     "settle: forced": (
-        'again = {"$or": ["$_r.end.forced", waits]}',
-        "again = waits",
-        "a retry by hand during the run is lost",
+        'if_("$_r.end.forced", NOW, if_(again, changed_time, own_time))',
+        "if_(again, changed_time, own_time)",
+        "a retry by hand during the run waits for the debounce",
     ),
     "settle: what is off completes": (
         '{"$and": [IS_PENDING, IS_OFF]}',

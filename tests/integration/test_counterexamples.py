@@ -413,6 +413,18 @@ def test_overtake_flags(bench: Bench) -> None:
     assert bench.state(1) is PENDING
 
 
+def test_overtake_flags_of_a_document_that_was_gone(bench: Bench) -> None:
+    """B-18, B-33: deleted, retried by hand, back as B: as above."""
+    bench.handle(A)
+    bench.leave(1, at=bench.delete(1), gone=True)
+    at = bench.put(B)
+    bench.retry(1)
+    (claim,) = bench.claim(1)
+    assert bench.settle(claim, overtaken({"v": "b"})).state is PENDING
+    bench.observe(1, at=at)
+    assert bench.state(1) is PENDING
+
+
 def test_overtake_stamp(bench: Bench) -> None:
     """B-43: values read under an older definition are not kept, so the event that tells of them is not refused."""
     bench.generation = 2

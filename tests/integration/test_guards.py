@@ -17,7 +17,7 @@ from celery_reactive.errors import LeaseLostError, TermEndedError
 from celery_reactive.store import definitions, leadership, positions, records
 from celery_reactive.store.leadership import Lock
 from celery_reactive.store.positions import Position
-from tests.integration.bench import TOOK, Bench, overtaken
+from tests.integration.bench import LEASE, TOOK, Bench, overtaken
 from tests.integration.conftest import MakeBench, MakeDesk
 
 A = {"_id": 1, "on": True, "v": "a"}
@@ -362,3 +362,25 @@ def test_what_does_not_run_is_not_ended(bench: Bench) -> None:
     with pytest.raises(LeaseLostError):
         bench.complete(claim)
     assert bench.raw(1) == before
+
+
+def test_what_does_not_run_is_not_renewed(bench: Bench) -> None:
+    """B-27: renew's state: a record that is at rest has no lease, whatever its books say of a claim."""
+    claim = bench.start({"_id": 1, "on": True, "v": "first"})
+    bench.records.update_one({}, {"$set": {"status": "failed"}})
+    before = bench.raw(1)
+    assert records.renew(bench.records, [claim.key], claim.token, LEASE) == set()
+    assert bench.raw(1) == before
+
+
+def test_a_retry_by_hand_during_a_run_waits_for_nothing(make_bench: MakeBench) -> None:
+    """B-26: settle's `forced`: at once, although a change during the run would wait for its debounce."""
+    bench = make_bench(debounce="1h")
+    bench.plan({"_id": 1, "v": "first"})
+    bench.make_due(1)
+    (claim,) = bench.claim(1)
+    bench.plan({"_id": 1, "v": "second"})
+    bench.retry(1)
+    settled = bench.complete(claim)
+    assert settled.next_run_at is not None
+    assert settled.next_run_at <= bench.now()

@@ -234,9 +234,9 @@ def _target(outcome: Outcome, debounce: timedelta) -> dict[str, Expression]:
             assert_never(outcome)
     keeps_time = isinstance(outcome, Overtaken) or (isinstance(outcome, Deferred) and outcome.hold)
     changed_time = {"$max": [own_time if keeps_time else NOW, "$dueAt"]}
-    waits = {"$or": ["$_r.end.dirty", "$_r.end.touched"]}
-    time = if_("$_r.end.forced", NOW, if_(waits, changed_time, own_time))
-    again = {"$or": ["$_r.end.forced", waits]}
+    # A manual retry has made the record dirty as well.
+    again = {"$or": ["$_r.end.dirty", "$_r.end.touched"]}
+    time = if_("$_r.end.forced", NOW, if_(again, changed_time, own_time))
     ends = (
         {} if own_state is RecordState.PENDING else {"completedAt": if_(again, "$completedAt", _completed(own_state))}
     )
