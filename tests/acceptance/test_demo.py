@@ -36,6 +36,8 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # Whoever started the tests in the background has made them deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 -- no threads here
     ) as demo:
         assert demo.stdout is not None
         assert any("the shop opens" in line for line in demo.stdout)

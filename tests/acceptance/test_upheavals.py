@@ -80,7 +80,7 @@ def test_a_database_that_is_dropped_with_everything_in_it(running: Project) -> N
     running.database.client.drop_database(running.database.name)
     insert(running, "a", "z")
     running.wait_until(lambda: completed(running) == {"a", "z"}, timeout=60)
-    assert running.leader() == "planner"
+    running.wait_until(lambda: running.leader() == "planner")
     assert "reactive_wake" in running.database.jobs_tasks.index_information()
 
 
