@@ -384,3 +384,15 @@ def test_a_retry_by_hand_during_a_run_waits_for_nothing(make_bench: MakeBench) -
     settled = bench.complete(claim)
     assert settled.next_run_at is not None
     assert settled.next_run_at <= bench.now()
+
+
+def test_a_workers_parent_ends_no_run_but_its_own(bench: Bench) -> None:
+    """B-27: settle_by_token's token: the child it lost was rescued, and another worker runs the record now."""
+    lost = bench.start({"_id": 1, "on": True, "v": "first"})
+    bench.settle(lost, GivenBack())
+    (mine,) = bench.claim(1)
+    before = bench.raw(1)
+    with pytest.raises(LeaseLostError):
+        records.settle_by_token(bench.records, bench.task, lost.key, lost.token, GivenBack())
+    assert bench.raw(1) == before
+    assert bench.complete(mine).state is RecordState.COMPLETED
