@@ -17,6 +17,8 @@ STAMP := $(VENV)/.installed
 # More checks: programs that end with 0 when all is well.
 CHECKS := $(sort $(wildcard tools/check_*.py))
 TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/docs tests/fault/test_chaos.py)
+# Minutes long: with the faults, where it belongs.
+LONG := tests/acceptance/test_broker_contents.py
 PYTEST_OPTIONS ?=
 DEMO_OPTIONS ?=
 SECONDS ?= 600
@@ -28,10 +30,10 @@ demo: $(STAMP)
 	$(BIN)/celery-reactive demo $(DEMO_OPTIONS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(TESTS) $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest $(TESTS) $(LONG:%=--ignore=%) $(PYTEST_OPTIONS)
 
 fault: $(STAMP)
-	$(BIN)/python -m pytest tests/fault $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest tests/fault $(LONG) $(PYTEST_OPTIONS)
 
 chaos: $(STAMP)
 	$(BIN)/python -m tests.fault.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
