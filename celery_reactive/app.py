@@ -258,7 +258,7 @@ class Reactive:
         if self._app.finalized:
             _refuse_tasks_around(self._app.tasks.values())
         conf = self._app.conf
-        settings = Settings.load(conf.get, self._setting_names())
+        settings = Settings.load(conf.get, conf, namespace=self._app.namespace)
         return Runtime(
             settings=settings,
             registry=self._registry,
@@ -267,12 +267,6 @@ class Reactive:
             task_caller=_imported("reactive_task_caller", settings.task_caller),
             task_filter=_imported("reactive_task_filter", settings.task_filter),
         )
-
-    def _setting_names(self) -> list[str]:
-        """Keys as this package spells them, whatever namespace they were set under."""
-        prefix = (self._app.namespace or "").lower()
-        names = (str(name).lower() for name in self._app.conf)
-        return [name.removeprefix(f"{prefix}_") if prefix else name for name in names]
 
     def _send_signal(self, event: Event) -> None:
         signal = SIGNALS[event.code]

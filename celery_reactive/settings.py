@@ -16,11 +16,12 @@ from typing import Any
 
 from celery_reactive.core.cron import is_schedule, read_schedule
 from celery_reactive.core.duration import parse_duration
-from celery_reactive.core.suggest import did_you_mean, listed, shown
+from celery_reactive.core.suggest import closest, did_you_mean, listed, shown
 from celery_reactive.errors import ConfigurationError
 
 _PREFIX = "reactive_"
 _URL_VARIABLE = "CELERY_REACTIVE_MONGODB_URL"
+_USUAL_NAMESPACE = "CELERY_"
 _DEFAULT_URL = "mongodb://localhost:27017"
 _MIN_LEASE = timedelta(seconds=1)
 
@@ -74,23 +75,23 @@ class Settings:
         get: Callable[[str], Any],
         names: Iterable[str],
         environ: Mapping[str, str] = os.environ,
+        *,
+        namespace: str | None = None,
     ) -> Settings:
         """Read and check all settings.
 
         Args:
             get: Returns the value set for a key such as `reactive_database`, None if unset.
-            names: All keys that are set, to find misspelt ones.
+            names: All keys that are set, as they are written, to find those that nobody reads.
             environ: Fallback for the connection string.
+            namespace: Celery's, under which keys may be written too: `CELERY` for `CELERY_REACTIVE_DATABASE`.
 
         Raises:
-            ConfigurationError: Lists everything that is wrong; nothing was started.
+            ConfigurationError: Lists everything that is wrong, spelt as it is written; nothing was started.
         """
         known = [f"{_PREFIX}{field.name}" for field in dataclasses.fields(cls)]
-        problems = [
-            f"{name}: unknown setting{did_you_mean(name, known)}"
-            for name in sorted(set(names))
-            if name.startswith(_PREFIX) and name not in known
-        ]
+        spelling = _Spelling(namespace, frozenset(map(str, names)))
+        problems = spelling.unread(known)
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             key = f"{_PREFIX}{field.name}"
@@ -98,7 +99,7 @@ class Settings:
             if value is None:
                 continue
             try:
-                values[field.name] = _CHECKS[field.name](key, value)
+                values[field.name] = _CHECKS[field.name](spelling.written(key), value)
             except ConfigurationError as error:
                 problems.append(str(error))
         if problems:
@@ -117,6 +118,45 @@ class Settings:
         """The connection string without user, password and options, for messages."""
         match = re.match(r"^(mongodb(?:\+srv)?://)(?:[^/?]*@)?([^/?@]*)(/[^?]*)?", self.mongodb_url)
         return "".join(part or "" for part in match.groups()) if match else "(not a MongoDB connection string)"
+
+
+class _Spelling:
+    """How keys are written: `reactive_chunk`, and `CELERY_REACTIVE_CHUNK` under the namespace `CELERY`."""
+
+    def __init__(self, namespace: str | None, names: frozenset[str]) -> None:
+        self._namespace = f"{namespace.rstrip('_')}_" if namespace else ""
+        self._names = names
+
+    def written(self, key: str) -> str:
+        """Return *key* as it is written where it is set."""
+        spelt = self._in_namespace(key)
+        return spelt if spelt in self._names else key
+
+    def unread(self, known: list[str]) -> list[str]:
+        """Say what is wrong with each key that is meant for this package and that nobody reads."""
+        read = {*known, *map(self._in_namespace, known)}
+        return [problem for name in sorted(self._names - read) if (problem := self._problem_of(name, known))]
+
+    def _problem_of(self, name: str, known: list[str]) -> str | None:
+        key = name.lower().removeprefix((self._namespace or _USUAL_NAMESPACE).lower())
+        if key in known:
+            return f"{name}: nobody reads this spelling; write {self._in_namespace(key)}"
+        if not key.startswith(_PREFIX) or self._is_somebody_elses(name):
+            return None
+        match = closest(key.removeprefix(_PREFIX), [each.removeprefix(_PREFIX) for each in known])
+        if match is None:
+            return f"{name}: unknown setting"
+        meant = f"{_PREFIX}{match}"
+        return f"{name}: unknown setting; did you mean {meant if name == key else self._in_namespace(meant)!r}?"
+
+    def _is_somebody_elses(self, name: str) -> bool:
+        """Whether a namespace sets ours apart from *name*: Django's settings hold those of other packages too."""
+        return bool(self._namespace) and name.upper().startswith(_PREFIX.upper()) and name != name.lower()
+
+    def _in_namespace(self, key: str) -> str:
+        """Return *key* as Celery looks for it under the namespace: in the case of that."""
+        spelt = f"{self._namespace}{key}"
+        return spelt.upper() if self._namespace.isupper() else spelt.lower()
 
 
 def _duration(least: timedelta) -> Callable[[str, Any], timedelta]:

@@ -166,7 +166,7 @@ def test_an_unknown_setting_is_refused_with_a_suggestion(new_app: MakeApp) -> No
         _ = Reactive.of(new_app(reactive_batch_sise=5)).runtime
     django = new_app()
     django.config_from_object({"CELERY_REACTIVE_BATCH_SISE": 7}, namespace="CELERY")
-    with pytest.raises(ConfigurationError, match="reactive_batch_sise"):
+    with pytest.raises(ConfigurationError, match="did you mean 'CELERY_REACTIVE_BATCH_SIZE'"):
         _ = Reactive.of(django).runtime
 
 

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from celery import Celery
 
+from celery_reactive import Reactive
 from celery_reactive.errors import ConfigurationError
 from celery_reactive.settings import Settings
 
 CONNECTION = "mongodb://me:secret@db.example:27017/shop?authSource=admin"
+
+SET: dict[str, Any] = {
+    "mongodb_url": "mongodb://db.example/shop",
+    "mongodb_client": dict,
+    "database": "shop",
+    "records_suffix": "_jobs",
+    "globals_collection": "shared",
+    "instance_id": "me",
+    "visibility_timeout": timedelta(seconds=90),
+    "leader_ttl": timedelta(seconds=9),
+    "batch_size": 7,
+    "max_in_flight": 70,
+    "chunk": 3,
+    "cleanup_interval": "CRON 0 3 * * *",
+    "task_caller": "operator.call",
+    "task_filter": "operator.truth",
+    "metrics_enabled": False,
+    "metrics_scrape_mode": "local",
+    "metrics_push_interval": timedelta(seconds=5),
+    "metrics_read_preference": "primary",
+    "metrics_port": 9000,
+}
+"""Each setting with a value that is not its default."""
 
 
 def load(environ: dict[str, str] | None = None, **values: Any) -> Settings:
     """Load settings from *values* under their full names."""
     named = {f"reactive_{name}": value for name, value in values.items()}
     return Settings.load(named.get, list(named), environ or {})
+
+
+def load_from(namespace: str | None, **values: Any) -> Settings:
+    """Load what a Celery app has from a configuration such as Django's."""
+    app = Celery("proj", set_as_current=False)
+    app.config_from_object(values, namespace=namespace)
+    return Reactive.of(app).runtime.settings
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
@@ -86,3 +119,56 @@ def test_no_password_gets_out() -> None:
     with pytest.raises(ConfigurationError) as raised:
         load(mongodb_url="mongo//me:secret@x", batch_size=0)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Settings)])
+def test_every_setting_is_read_in_djangos_spelling(name: str) -> None:
+    """Public surface: `CELERY_REACTIVE_…` under the namespace `CELERY`."""
+    settings = load_from("CELERY", **{f"CELERY_REACTIVE_{name.upper()}": SET[name]})
+    assert getattr(settings, name) == SET[name] != getattr(load_from("CELERY"), name)
+
+
+def test_a_setting_of_the_app_itself_counts_under_a_namespace_too() -> None:
+    """Public surface: any Celery way of setting it."""
+    app = Celery("proj", set_as_current=False)
+    app.config_from_object({"CELERY_REACTIVE_CHUNK": 3}, namespace="CELERY")
+    app.conf.reactive_batch_size = 7
+    settings = Reactive.of(app).runtime.settings
+    assert (settings.chunk, settings.batch_size) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "key", "said"),
+    [
+        ("CELERY", "CELERY_REACTIVE_DATABSE", "unknown setting; did you mean 'CELERY_REACTIVE_DATABASE'?"),
+        ("CELERY", "reactive_databse", "unknown setting; did you mean 'reactive_database'?"),
+        ("CELERY", "CELERY_REACTIVE_COLOUR", "unknown setting"),
+        ("CELERY", "REACTIVE_DATABASE", "nobody reads this spelling; write CELERY_REACTIVE_DATABASE"),
+        ("CELERY", "celery_reactive_database", "nobody reads this spelling; write CELERY_REACTIVE_DATABASE"),
+        ("celery", "CELERY_REACTIVE_DATABASE", "nobody reads this spelling; write celery_reactive_database"),
+        ("shop_", "shop_reactive_databse", "unknown setting; did you mean 'shop_reactive_database'?"),
+        (None, "CELERY_REACTIVE_DATABASE", "nobody reads this spelling; write reactive_database"),
+        (None, "CELERY_REACTIVE_DATABSE", "unknown setting; did you mean 'reactive_database'?"),
+        (None, "REACTIVE_DATABASE", "nobody reads this spelling; write reactive_database"),
+    ],
+)
+def test_a_misspelt_setting_is_an_error_in_the_spelling_it_was_written_in(
+    namespace: str | None,
+    key: str,
+    said: str,
+) -> None:
+    """Public surface: nothing is silently ignored."""
+    with pytest.raises(ConfigurationError) as raised:
+        load_from(namespace, **{key: "shop"})
+    assert str(raised.value) == f"settings: {key}: {said}"
+
+
+def test_a_wrong_value_is_refused_in_djangos_spelling() -> None:
+    """Public surface: the name is the one to look for in `settings.py`."""
+    with pytest.raises(ConfigurationError, match="CELERY_REACTIVE_BATCH_SIZE: expected an integer"):
+        load_from("CELERY", CELERY_REACTIVE_BATCH_SIZE="many")
+
+
+def test_settings_of_other_packages_are_none_of_ours() -> None:
+    """Django's settings hold everybody's; the namespace tells ours."""
+    assert load_from("CELERY", REACTIVE_COLOUR="red", SHOP_REACTIVE_DATABASE="x").database is None
