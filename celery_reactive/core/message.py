@@ -25,6 +25,8 @@ class Named:
 
     key: RecordKey
     cycle: int
+    attempts: int = 0
+    """Before this run, when the message was sent: for people."""
 
 
 class MessageError(ValueError):
@@ -41,7 +43,13 @@ def message_for(*, namespace: str, due: Sequence[Due], max_attempts: int | None)
     """
     ids = [id_to_text(one.key.doc_id) for one in due]
     single = due[0] if len(due) == 1 else None
-    header = {"v": _VERSION, "ns": namespace, "cycles": [one.cycle for one in due], "max": max_attempts}
+    header = {
+        "v": _VERSION,
+        "ns": namespace,
+        "cycles": [one.cycle for one in due],
+        "attempts": [one.attempts for one in due],
+        "max": max_attempts,
+    }
     return {
         "args": (ids,),
         "kwargs": {},
@@ -77,6 +85,12 @@ def celery_ids(request: Mapping[str, Any], named: Sequence[Named]) -> list[str]:
     return [one.key.celery_id(namespace, one.cycle) for one in named]
 
 
+def most_attempts(request: Mapping[str, Any]) -> int | None:
+    """Return how often the records of a message are tried at most; None: without end, or nobody said."""
+    most = _header(request).get("max")
+    return most if isinstance(most, int) else None
+
+
 def unpack(task: str, request: Mapping[str, Any], args: Any) -> list[Named]:
     """Return the records that a message names.
 
@@ -91,9 +105,11 @@ def unpack(task: str, request: Mapping[str, Any], args: Any) -> list[Named]:
         (ids,) = args
         if not isinstance(ids, (list, tuple)):
             raise TypeError(f"expected a list of ids, got {type(ids).__name__}")  # noqa: TRY301 -- one way out
+        # What only people see may be missing: not every version of the planner says it.
+        attempts = header.get("attempts") or [0] * len(ids)
         named = [
-            Named(RecordKey(task, id_from_text(text)), int(cycle))
-            for text, cycle in zip(ids, header["cycles"], strict=True)
+            Named(RecordKey(task, id_from_text(text)), int(cycle), int(spent))
+            for text, cycle, spent in zip(ids, header["cycles"], attempts, strict=True)
         ]
     except (TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
         raise MessageError(f"a message for {task} cannot be read: {error}") from error

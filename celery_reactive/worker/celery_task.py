@@ -16,6 +16,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
@@ -29,13 +30,14 @@ from celery.states import IGNORED
 from celery.utils.time import maybe_make_aware
 
 from celery_reactive.core.duration import LONGEST
-from celery_reactive.core.message import MessageError, is_reactive, unpack
+from celery_reactive.core.message import MessageError, Named, is_reactive, unpack
 from celery_reactive.core.outcome import Completed, Deferred, Errored, Exhausted, GivenBack, Outcome, Overtaken, Skipped
 from celery_reactive.core.record import id_to_text
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreUnavailableError
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.execute import confirm_completion, execute, outcome_of_error, outcome_of_return
+from celery_reactive.worker.monitors import MonitorEvent, own_request, run_of_record
 from celery_reactive.worker.run import Run
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ TOKEN = "reactive_token"  # noqa: S105 -- a header's name
 """Header in which the worker's parent process passes the claim's token to its child."""
 ONE_ONLY = "reactive_one_only"
 """Header by which the parent process says that a time limit is in force, so that one record is run a message."""
+REPORT = "reactive_report"
+"""Header by which the parent process asks for what monitors are told of each record."""
 _PREFORK = "celery.concurrency.prefork"
 
 
@@ -87,6 +91,7 @@ class ReactiveMixin(Task):
     reactive_parts: ClassVar[RuntimeOf]
     """Makes the app's parts at the first use."""
 
+    send_events: bool
     limited = False
     """Whether a time limit is in force on this worker's pool."""
 
@@ -122,7 +127,13 @@ class ReactiveMixin(Task):
                 "time limits are not in force on this pool, a run may take as long as it likes",
                 extra={"event": "time_limits_ignored", "task": self.name},
             )
-        return super().start_strategy(app, consumer, **kwargs)
+        # What tells of a message's receipt is Celery's strategy; the Request does it, for each record.
+        tells: bool = self.send_events
+        self.send_events = False
+        try:
+            return super().start_strategy(app, consumer, **kwargs)
+        finally:
+            self.send_events = tells
 
     def retry_coroutines(self) -> None:
         """Let `autoretry_for` see what a coroutine raises: Celery's wrapper only sees that one was returned."""
@@ -190,9 +201,14 @@ class ReactiveMixin(Task):
         if not is_reactive(request):
             return tracer(uuid_, args, kwargs, request)
         results: list[Any] = []
+        told: list[MonitorEvent] = []
+        named: list[Named] = []
 
         def body(run: Run, context: TaskContext) -> Outcome:
-            result, outcome = self._trace_record(tracer, request, run, context)
+            started = time.time()
+            celery_id, result, outcome = self._trace_record(tracer, request, run, context)
+            if request.get(REPORT):
+                told.extend(run_of_record(celery_id, result, started=started))
             results.append(result)
             return outcome
 
@@ -211,7 +227,9 @@ class ReactiveMixin(Task):
             logger.error("%s", error, extra={"event": "message_unreadable"})  # noqa: TRY400 -- no traceback helps
         except StoreUnavailableError as error:
             logger.warning("nothing claimed, MongoDB does not answer: %s", error, extra={"event": "claim_failed"})
-        return results[0] if len(results) == 1 else _nothing_to_tell()
+        if len(named) > 1:
+            return trace_ok_t(None, None, 0.0, told)
+        return results[0] if results else _nothing_to_tell()
 
     def _trace_record(
         self,
@@ -219,19 +237,12 @@ class ReactiveMixin(Task):
         request: Mapping[str, Any],
         run: Run,
         context: TaskContext,
-    ) -> tuple[Any, Outcome]:
-        """Run one record through Celery's tracer, with its own request."""
+    ) -> tuple[str, Any, Outcome]:
+        """Run one record through Celery's tracer, with its own request; return its Celery id, result and outcome."""
         claim = run.claim
         text = id_to_text(claim.key.doc_id)
         celery_id = claim.key.celery_id(run.runtime.connection.namespace(run.task), claim.cycle)
-        own = {
-            **request,
-            "id": celery_id,
-            "correlation_id": celery_id,
-            "args": (text,),
-            "argsrepr": f"({text})",
-            "retries": claim.attempt - 1,
-        }
+        own = own_request(request, celery_id, text, retries=claim.attempt - 1)
         _current.next, _current.outcome = (run, context), None
         try:
             result = tracer(celery_id, (text,), {}, own)
@@ -242,7 +253,7 @@ class ReactiveMixin(Task):
             # Celery failed before the handler was called, e.g. in `before_start`.
             error = getattr(result.info, "retval", None) or RuntimeError("Celery did not call the handler")
             outcome = outcome_of_error(run, error)
-        return result, outcome
+        return celery_id, result, outcome
 
     # --- one record ------------------------------------------------------------------------------
 

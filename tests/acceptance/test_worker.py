@@ -563,6 +563,34 @@ def test_a_terminated_task_fails_its_record(shop: Shop) -> None:
     shop.wait(lambda: shop.record("waits", "terminated")["status"] == "failed")
 
 
+def test_a_terminated_task_fails_its_record_also_in_company(shop: Shop) -> None:
+    """B-40: the process ends with it; its neighbours run again, no attempt spent."""
+    prefork_only(shop)
+    company = ("terminated in company", "beside the terminated")
+    shop.plan("waits", *company)
+    celery_id = shop.publish("waits", *company)
+    shop.wait(lambda: shop.notes("waiting", doc=company[0]))
+    shop.app.control.revoke(celery_id, terminate=True)
+    shop.wait(lambda: shop.record("waits", company[0])["status"] == "failed")
+    beside = shop.record("waits", company[1])
+    assert (beside["status"], beside["attempts"]) == ("pending", 0)
+
+
+def test_remote_control_finds_each_record_of_a_message(shop: Shop) -> None:
+    """B-40: by its own id, as active as its message, and not beyond it."""
+    prefork_only(shop)
+    company = ("found in company", "found beside")
+    shop.plan("waits", *company)
+    celery_id = shop.publish("waits", *company)
+    shop.wait(lambda: shop.notes("waiting", doc=company[0]))
+    inspect = shop.app.control.inspect(timeout=5)
+    ((state, info),) = [tasks[celery_id] for tasks in (inspect.query_task(celery_id) or {}).values()]
+    assert (state, info["id"]) == ("active", celery_id)
+    shop.database.go.insert_many([{"_id": doc_id} for doc_id in company])
+    shop.settled("waits", company[1])
+    shop.wait(lambda: not any((inspect.query_task(celery_id) or {}).values()))
+
+
 def test_a_success_survives_the_loss_of_the_database(shop: Shop) -> None:
     """B-29: the end of the run is written when MongoDB answers again, and it is a success."""
     shop.run("waits", "unlucky")
@@ -636,6 +664,46 @@ def test_monitors_see_how_each_run_ended(shop: Shop) -> None:
             shop.run("retries", "ignore/monitored"): "task-skipped",
         }
         shop.wait(lambda: expected.items() <= {(event.get("uuid"), event["type"]) for event in events})
+
+
+def test_monitors_see_each_record_of_a_message(shop: Shop) -> None:
+    """B-56: of a message that names several, each has a row of its own, and the message none."""
+    shop.plan("in_company", *range(31, 36))
+    with listening(shop) as events:
+        shop.wait(lambda: any(event["type"].startswith("worker-") for event in events))
+        shop.publish("in_company", *range(31, 36))
+        namespace = shop.runtime.connection.namespace(shop.runtime.registry.get("in_company"))
+        ids = {RecordKey("in_company", doc_id).celery_id(namespace, 0): doc_id for doc_id in range(31, 36)}
+
+        def told(doc_id: int) -> list[str]:
+            return [event["type"] for event in events if ids.get(event.get("uuid", "")) == doc_id]
+
+        ends = {doc_id: "task-retried" if doc_id % 10 == 3 else "task-succeeded" for doc_id in ids.values()}
+        shop.wait(lambda: all(ends[doc_id] in told(doc_id) for doc_id in ends))
+        assert {doc_id: told(doc_id) for doc_id in ends} == {
+            doc_id: ["task-received", "task-started", end] for doc_id, end in ends.items()
+        }
+        of_tasks = [
+            event for event in events if event["type"].startswith("task-") and event.get("name") == "in_company"
+        ]
+        assert {event["uuid"]: event["args"] for event in of_tasks} == {id_: f"({doc})" for id_, doc in ids.items()}
+
+
+@pytest.mark.parametrize(
+    ("doc_id", "end"), [("killed/monitored", "task-retried"), ("killed/monitored at last", "task-failed")]
+)
+def test_monitors_see_whether_a_lost_process_is_tried_again(shop: Shop, doc_id: str, end: str) -> None:
+    """B-56: a row that says FAILURE would stay so, though the record is tried again and succeeds."""
+    prefork_only(shop)
+    with listening(shop) as events:
+        shop.wait(lambda: any(event["type"].startswith("worker-") for event in events))
+        task = "dies_at_last" if end == "task-failed" else "dies"
+        celery_id = shop.run(task, doc_id)
+        shop.settled(task, doc_id)
+        marker = shop.run("succeeds", f"after {doc_id}")
+        shop.wait(lambda: any(event.get("uuid") == marker and event["type"] == "task-succeeded" for event in events))
+        told = [event["type"] for event in events if event.get("uuid") == celery_id]
+    assert told == ["task-received", "task-started", end]
 
 
 def test_the_workers_parent_starts_no_thread(shop: Shop) -> None:

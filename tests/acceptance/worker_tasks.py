@@ -218,6 +218,11 @@ def dies(ctx):
             sys.exit(3)
 
 
+@reactive(retry_policy={"type": "fixed", "interval": "60s", "max_attempts": 1})
+def dies_at_last(ctx):
+    dies.run(ctx)
+
+
 @reactive({"time_limit": 2})
 def overruns(ctx):
     time.sleep(30)
@@ -243,7 +248,7 @@ def waits(self, ctx):
 @reactive()
 def in_company(ctx):
     note("ran", doc=ctx.doc_id)
-    if ctx.doc_id == 3:
+    if ctx.doc_id % 10 == 3:
         raise ValueError("the third")
 
 

@@ -37,6 +37,7 @@ from celery_reactive.store.records.running import (
     running,
     settle,
     settle_by_token,
+    states_of,
     was_settled_by,
 )
 
@@ -70,5 +71,6 @@ __all__ = [
     "seconds_until_next_wake",
     "settle",
     "settle_by_token",
+    "states_of",
     "was_settled_by",
 ]

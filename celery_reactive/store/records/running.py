@@ -286,6 +286,16 @@ def claimed_with(records: Records, keys: Sequence[RecordKey], token: str) -> lis
     return _leases(records, keys[0].task, owned)
 
 
+@translated
+def states_of(records: Records, keys: Sequence[RecordKey]) -> list[tuple[RecordKey, RecordState]]:
+    """Return where those of *keys*, of one task, are that exist: for monitors, not to decide by."""
+    named = {"_id": {"$in": [key.id for key in keys]}}
+    return [
+        (RecordKey(keys[0].task, record["sourceDocId"]), RecordState(record["status"]))
+        for record in records.find(named, projection=["sourceDocId", "status"], hint=BY_ID)
+    ]
+
+
 def _leases(records: Records, task: str, query: Mapping[str, Any]) -> list[Lease]:
     fields = {"sourceDocId": 1, "attempts": 1, "startedAt": 1, "firstErrorAt": 1, "claim": "$_r.claim", "now": "$$NOW"}
     return [

@@ -1,0 +1,93 @@
+"""What Flower and other monitors are told of the records of one message (B-56).
+
+Celery sends one series of events for a message. A message that names several records is a run for each of them, so
+each gets a series of its own: received and started by the worker's parent process, which has the connection; how it
+ended by the process that runs it, which has none and hands its events over with the message's result.
+
+An event is its type and its fields, as `celery.events.EventDispatcher.send` takes them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from celery.app.trace import TraceInfo
+from celery.states import FAILURE, RETRY
+from celery.utils.serialization import get_pickled_exception
+from kombu.utils.encoding import safe_repr, safe_str
+
+MonitorEvent = tuple[str, dict[str, Any]]
+
+
+def own_request(request: Mapping[str, Any], celery_id: str, document: str, *, retries: int) -> dict[str, Any]:
+    """Return the Celery request of one record of a message.
+
+    Args:
+        request: The message's.
+        celery_id: The record's.
+        document: Its document's id as text.
+        retries: Attempts before this one.
+    """
+    return {
+        **request,
+        "id": celery_id,
+        "correlation_id": celery_id,
+        "root_id": celery_id,
+        "args": (document,),
+        "argsrepr": f"({document})",
+        "kwargsrepr": "{}",
+        "retries": retries,
+    }
+
+
+def received(request: Mapping[str, Any], name: str) -> MonitorEvent:
+    """Return what is told of a record when its message has come."""
+    return "task-received", {
+        "uuid": request["id"],
+        "name": name,
+        "args": request.get("argsrepr", ""),
+        "kwargs": request.get("kwargsrepr", ""),
+        "root_id": request.get("root_id"),
+        "parent_id": request.get("parent_id"),
+        "retries": request.get("retries", 0),
+        "eta": request.get("eta"),
+        "expires": request.get("expires"),
+    }
+
+
+def run_of_record(celery_id: str, result: Any, *, started: float) -> list[MonitorEvent]:
+    """Return what is told of one record's run, when it has ended.
+
+    Args:
+        celery_id: The record's.
+        result: Celery's, of tracing it (`celery.app.trace.trace_ok_t`).
+        started: When, in seconds of the Unix epoch on this machine's clock, as Celery's own events have it.
+    """
+    kind, fields = _ended(result)
+    return [
+        ("task-started", {"uuid": celery_id, "timestamp": started}),
+        (kind, {"uuid": celery_id, "timestamp": time.time(), **fields}),
+    ]
+
+
+def _ended(result: Any) -> MonitorEvent:
+    match result.info:
+        case None:
+            return "task-succeeded", {"result": result.retstr, "runtime": result.runtime}
+        case TraceInfo(state=state, retval=retry) if state == RETRY:
+            return "task-retried", error_fields(retry.exc, result.retval.traceback)
+        case TraceInfo(state=state, retval=error) if state == FAILURE:
+            return "task-failed", error_fields(error, result.retval.traceback)
+        case info:
+            return "task-skipped", {"reason": str(info.retval)}
+
+
+def error_fields(error: BaseException | None, traceback: Any) -> dict[str, str]:
+    """Return the fields that tell of an error, as Celery writes them; a deferral has none."""
+    shown = None if error is None else get_pickled_exception(error)
+    return {
+        "exception": safe_repr(shown),  # type: ignore[no-untyped-call]
+        "traceback": safe_str(traceback),  # type: ignore[no-untyped-call]
+    }
