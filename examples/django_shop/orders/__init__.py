@@ -1,0 +1,1 @@
+"""Orders, kept in MongoDB, and what follows from them."""

@@ -1,0 +1,1 @@
+"""The tables of the shop in Django's own database."""
