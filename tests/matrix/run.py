@@ -1,0 +1,106 @@
+"""Plays the matrix and stores what it came to: `python -m tests.matrix.run [--write]`, or `make matrix`.
+
+Several pools are played at a time: most of a cell's time is waiting. `--write` stores the results of this version of
+Celery beside this module and puts the tables into docs/evidence/celery.md; without it they are only printed.
+Ends with 1 if a cell differs from what is expected of it and the page does not say why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import celery
+
+from tests.matrix.outcomes import Broker, Company, Outcome, Pool, Seen, Variant, faults
+from tests.matrix.stage import Key, Servers, Stage
+
+AT_A_TIME = 4
+Cell = tuple[Pool, Broker, Outcome, Variant]
+
+
+def play(
+    combinations: Iterable[tuple[Pool, Broker]], outcomes: Sequence[Outcome] = tuple(Outcome)
+) -> dict[Cell, Seen]:
+    """Play *outcomes* on pools and brokers; return what every cell came to."""
+    chosen = list(combinations)
+    with (
+        tempfile.TemporaryDirectory(prefix="celery-reactive-matrix-") as folder,
+        Servers({broker for _, broker in chosen}, Path(folder)) as servers,
+        ThreadPoolExecutor(AT_A_TIME) as threads,
+    ):
+
+        def one(combination: tuple[Pool, Broker]) -> dict[Key, Seen]:
+            with Stage(servers, *combination) as stage:
+                stage.play(outcomes)
+                return stage.seen()
+
+        return {
+            (pool, broker, *key): seen
+            for (pool, broker), cells in zip(chosen, threads.map(one, chosen), strict=True)
+            for key, seen in cells.items()
+        }
+
+
+def findings(cells: dict[Cell, Seen]) -> list[str]:
+    """Return in words every cell of a record that is not as expected."""
+    return [
+        f"{pool} | {broker} | {outcome} | {variant}: {fault}"
+        for (pool, broker, outcome, variant), seen in cells.items()
+        if variant.company is not Company.PLAIN
+        for fault in faults(pool, outcome, variant.company, seen)
+    ]
+
+
+def to_json(cells: dict[Cell, Seen], took_seconds: float) -> dict[str, Any]:
+    """Return the results as they are stored."""
+    rows = [
+        {
+            "pool": pool.name,
+            "broker": broker.name,
+            "outcome": outcome.name,
+            "company": variant.company.value,
+            "acks": variant.acks,
+            **dataclasses.asdict(seen),
+        }
+        for (pool, broker, outcome, variant), seen in cells.items()
+    ]
+    return {"celery": celery.__version__, "took_seconds": round(took_seconds), "cells": rows}
+
+
+def main() -> None:
+    """Play, print, and store if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pool", action="append", choices=[pool.name for pool in Pool], help="default: all")
+    parser.add_argument("--broker", action="append", choices=[broker.name for broker in Broker], help="default: all")
+    parser.add_argument("--outcome", action="append", choices=[one.name for one in Outcome], help="default: all")
+    parser.add_argument("--json", type=Path, help="store the results in this file")
+    options = parser.parse_args()
+    combinations = [
+        (pool, broker)
+        for pool in (Pool.SOLO, Pool.SPAWN, Pool.GEVENT, Pool.THREADS, Pool.FORK)  # the longest first
+        for broker in Broker
+        if pool.name in (options.pool or Pool.__members__) and broker.name in (options.broker or Broker.__members__)
+    ]
+    outcomes = [one for one in Outcome if one.name in (options.outcome or Outcome.__members__)]
+    started = time.monotonic()
+    cells = play(combinations, outcomes)
+    took = time.monotonic() - started
+    if options.json:
+        options.json.write_text(json.dumps(to_json(cells, took), indent=1, ensure_ascii=False))
+    found = findings(cells)
+    print("\n".join(found))
+    print(f"{len(cells)} cells in {took:.0f} s, {len(found)} findings")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
