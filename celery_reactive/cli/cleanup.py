@@ -7,7 +7,7 @@ from datetime import timedelta
 import click
 from click_didyoumean import DYMGroup
 
-from celery_reactive.cli.project import open_project
+from celery_reactive.cli.project import TaskName, open_project
 from celery_reactive.core.duration import parse_duration
 from celery_reactive.errors import ConfigurationError
 from celery_reactive.management.cleanup import count_purge
@@ -26,7 +26,7 @@ class _Duration(click.ParamType[timedelta]):
 
 
 @click.command()
-@click.argument("tasks", nargs=-1, metavar="[TASK]...")
+@click.argument("tasks", nargs=-1, type=TaskName(), metavar="[TASK]...")
 @click.pass_context
 def cleanup(ctx: click.Context, tasks: tuple[str, ...]) -> None:
     """Remove orphaned records now, of all tasks or of those named."""
@@ -40,7 +40,7 @@ def tasks() -> None:
 
 
 @tasks.command()
-@click.argument("task")
+@click.argument("task", type=TaskName())
 @click.option("--gone", is_flag=True, help="Records whose document was deleted.")
 @click.option("--left", is_flag=True, help="Records whose document no longer matches the filter.")
 @click.option("--older-than", type=_Duration(), help='Only what has not been updated or run for so long, as "7d".')

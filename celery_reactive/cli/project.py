@@ -15,6 +15,7 @@ from typing import Any
 import click
 from celery import Celery
 from celery.app.utils import find_app
+from click.shell_completion import CompletionItem
 
 from celery_reactive.app import Reactive
 from celery_reactive.cli.guard import HANDLE
@@ -77,6 +78,26 @@ def open_project(ctx: click.Context) -> Reactive:
     handle = Reactive.of(app)
     root.meta[HANDLE] = handle
     return handle
+
+
+class TaskName(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.2
+    """The name of a reactive task; the shell completes it from the project that the command line names."""
+
+    name = "task"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the names of the project's reactive tasks that begin so; none where it cannot be loaded."""
+        app_name = ctx.find_root().params.get("app") or os.environ.get("CELERY_APP")
+        if not app_name:
+            return []
+        try:
+            app = load_app(app_name)
+            app.loader.import_default_modules()
+            app.finalize()
+            names = [task.name for task in Reactive.of(app).runtime.registry]
+        except Exception:  # noqa: BLE001 -- the user's code may raise anything, and a shell wants no message here
+            return []
+        return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
 
 
 def _not_loaded(name: str, error: Exception) -> click.ClickException:

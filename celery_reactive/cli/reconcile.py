@@ -7,7 +7,7 @@ import threading
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from celery_reactive.cli.project import open_project
+from celery_reactive.cli.project import TaskName, open_project
 from celery_reactive.cli.status import console_for
 from celery_reactive.core.task import DEFAULT_GROUP
 from celery_reactive.management import reconciling
@@ -17,7 +17,7 @@ _LOOK_SECONDS = 0.5
 
 
 @click.command()
-@click.argument("tasks", nargs=-1, metavar="[TASK]...")
+@click.argument("tasks", nargs=-1, type=TaskName(), metavar="[TASK]...")
 @click.option("--wait", is_flag=True, help="Wait until it is done.")
 @click.option("--group", default=DEFAULT_GROUP, show_default=True, help="The planner group whose progress is shown.")
 @click.pass_context

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from celery_reactive.cli.project import open_project
+from celery_reactive.cli.project import TaskName, open_project
 from celery_reactive.core.duration import format_duration
 from celery_reactive.core.record import RecordKey, id_to_text
 from celery_reactive.core.states import RecordState
@@ -46,7 +46,7 @@ def status(ctx: click.Context, *, as_json: bool, group: str) -> None:
 
 @click.command()
 @json_option
-@click.option("--task", help="Only this task's.")
+@click.option("--task", type=TaskName(), help="Only this task's.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="Show so many at most.")
 @click.pass_context
 def failures(ctx: click.Context, *, as_json: bool, task: str | None, limit: int) -> None:

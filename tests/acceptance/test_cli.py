@@ -126,6 +126,28 @@ def test_celery_has_the_same_commands(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
+    ("typed", "variable", "offered"),
+    [
+        ("celery-reactive rec", "_CELERY_REACTIVE_COMPLETE", {"reconcile"}),
+        ("celery-reactive -A proj planner --gr", "_CELERY_REACTIVE_COMPLETE", {"--group"}),
+        ("celery-reactive -A proj reconcile j", "_CELERY_REACTIVE_COMPLETE", {"job"}),
+        ("celery-reactive -A proj failures --task j", "_CELERY_REACTIVE_COMPLETE", {"job"}),
+        ("celery-reactive -A nothing reconcile j", "_CELERY_REACTIVE_COMPLETE", set()),
+        ("celery -A proj reactive reconcile j", "_CELERY_COMPLETE", {"job"}),
+    ],
+)
+@needs_entry_point
+def test_the_shell_completes_commands_options_and_tasks(
+    project: Project, typed: str, variable: str, offered: set[str]
+) -> None:
+    """As click's completion asks a program; the names of tasks come from the project."""
+    program = str(Path(sys.executable).with_name(typed.partition(" ")[0]))
+    completing = {variable: "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    answer = run(project, program, **completing)
+    assert {line.partition(",")[2] for line in answer.stdout.split()} == offered, answer.stderr
+
+
+@pytest.mark.parametrize(
     ("app", "text", "code", "words"),
     [
         ("proj", "x = 1", 2, "-A module:variable"),
