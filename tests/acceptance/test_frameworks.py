@@ -233,3 +233,45 @@ def test_a_planner_refuses_djangos_eager_mode(start_shop: Callable[[str], Shop])
     planner = shop.start("shop planner")
     assert planner.wait(30) == 1
     assert "task_always_eager: expected False" in planner.text()
+
+
+def test_the_fastapi_shop_reserves_what_is_ordered(start_shop: Callable[[str], Shop], database: Database[Any]) -> None:
+    """B-1, B-14: a coroutine runs for an order, and again when its lines change."""
+    shop = start_shop("fastapi_shop")
+    shop.start_all("shop.celery_app planner", "shop.celery_app worker", "shop.api:api")
+
+    placed = shop.http.post("/orders", json={"lines": [_line("tea", 2), _line("milk", 1)]}).json()["id"]
+    shop.wait_until(lambda: _reserved(database, placed) == {"tea": 2, "milk": 1})
+    shop.http.put(f"/orders/{placed}/lines", json=[_line("tea", 3)]).raise_for_status()
+    shop.wait_until(lambda: _reserved(database, placed) == {"tea": 3})
+
+    ended = {"task": "shop.tasks.reserve", "status": "completed", "attempts": 1, "last_error": None}
+    shop.wait_until(lambda: shop.http.get(f"/orders/{placed}/runs").json() == [ended])
+    assert shop.http.get("/orders/no-id/runs").status_code == 404
+
+
+def _line(item: str, quantity: int) -> dict[str, object]:
+    return {"item": item, "quantity": quantity}
+
+
+def _reserved(database: Database[Any], order: str) -> dict[str, int]:
+    """Return what is reserved for an order, by item."""
+    reserved = {item["_id"]: item["reserved"].get(order) for item in database.stock.find()}
+    return {item: quantity for item, quantity in reserved.items() if quantity}
+
+
+def test_the_flask_shop_confirms_in_the_applications_context(start_shop: Callable[[str], Shop]) -> None:
+    """B-1: the task class of Flask's documentation keeps its `__call__`."""
+    shop = start_shop("flask_shop")
+    shop.start_all("make_celery planner", "make_celery worker", "--app shop")
+
+    order = shop.http.post("/", data={"item": "tea"})
+    assert "not confirmed yet" in order.text
+    assert "The corner shop" in shop.http.post(f"{order.url}/pay").text
+    shop.wait_until(lambda: "thanks you for your tea" in shop.http.get(order.url).text)
+    shop.wait_until(lambda: _cells(shop.http.get(order.url).text) == ["shop.tasks.confirm", "completed", "1", ""])
+    assert "confirmed " in shop.logs()
+
+
+def _cells(page: str) -> list[str]:
+    return re.findall(r"<td>(.*?)</td>", page)
