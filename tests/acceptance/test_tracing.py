@@ -21,7 +21,6 @@ from celery_reactive.store import records, server
 from tests.acceptance.project import Project
 
 TASKS = Path(__file__).with_name("tracing_tasks.py")
-POOLS = ["prefork", "solo"]
 Document = dict[str, Any]
 
 
@@ -34,11 +33,11 @@ def lines_of(project: Project, name: str) -> list[Document]:
 # --- OpenTelemetry ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
 def test_a_trace_goes_from_the_writer_to_the_handler(project: Project, database: Database[Any], pool: str) -> None:
     """B-37: through planner, broker and worker; the last spans are sent when the pool process ends."""
     (project.folder / "proj.py").write_text(TASKS.read_text())
-    project.environment["TRACING"] = "otel"
+    project.environment |= {"TRACING": "otel", "POOL": pool}
     project.planner("planner")
     worker = project.worker("--pool", pool, "-c", "1")
     with TracerProvider().get_tracer("shop").start_as_current_span("writer") as writer:
@@ -141,7 +140,7 @@ class Sentry:
         return [event["transaction"] for event in lines_of(self._project, "transactions")]
 
 
-@pytest.fixture(params=POOLS)
+@pytest.fixture(params=["prefork", "solo"])
 def sentry(request: pytest.FixtureRequest, project: Project, app: Celery, database: Database[Any]) -> Sentry:
     """A worker that Sentry watches, one for each pool."""
     (project.folder / "proj.py").write_text(TASKS.read_text())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from celery import Celery
 from celery.exceptions import Ignore
-from celery.signals import worker_process_init, worker_process_shutdown
+from celery.signals import celeryd_init, worker_init, worker_process_init, worker_process_shutdown
 
 from celery_reactive import reactive_task
 
@@ -38,14 +38,14 @@ if os.environ["TRACING"] == "otel":
 
     app.conf.reactive_task_caller = "celery_reactive.opentelemetry.traced"
 
-    @worker_process_init.connect(weak=False)
+    @(worker_init if os.environ["POOL"] == "threads" else worker_process_init).connect
     def start_tracing(**_):
         provider = TracerProvider()
         provider.add_span_processor(BatchSpanProcessor(FileExporter()))
         trace.set_tracer_provider(provider)
         CeleryInstrumentor().instrument()
 
-    @worker_process_shutdown.connect(weak=False)
+    @worker_process_shutdown.connect
     def send_the_last_spans(**_):
         trace.get_tracer_provider().shutdown()
 
@@ -61,17 +61,19 @@ if os.environ["TRACING"] == "sentry":
                 if item.type in ("event", "transaction"):
                     append(f"{item.type}s", item.payload.json)
 
-    def once_each(event, hint):
+    def without_a_second(event, hint):
         logged = hint.get("log_record")
         return None if getattr(logged, "event", None) == "run_failed" else event
 
-    sentry_sdk.init(
-        before_send=once_each,
-        dsn="http://key@localhost/1",
-        transport=FileTransport,
-        integrations=[CeleryIntegration()],
-        traces_sample_rate=1.0,
-    )
+    @celeryd_init.connect
+    def start_sentry(**_):
+        sentry_sdk.init(
+            dsn="http://key@localhost/1",
+            before_send=without_a_second,
+            transport=FileTransport,
+            integrations=[CeleryIntegration()],
+            traces_sample_rate=1.0,
+        )
 
 
 def reactive(name, max_attempts):
