@@ -286,7 +286,7 @@ class Reactive:
             BrokerUnavailableError: The broker does not answer at the start.
         """
         from celery_reactive.planner import process  # noqa: PLC0415 -- workers need no planner
-        from celery_reactive.planner.dispatch import Publisher  # noqa: PLC0415 -- workers need no planner
+        from celery_reactive.planner.publish import Publisher  # noqa: PLC0415 -- workers need no planner
 
         self._app.loader.import_default_modules()
         self._app.finalize()

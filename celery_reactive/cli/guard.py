@@ -17,7 +17,7 @@ from click_didyoumean import DYMGroup
 
 from celery_reactive.app import Reactive
 from celery_reactive.errors import ConfigurationError, ReactiveError, StoreUnavailableError
-from celery_reactive.planner.dispatch import BrokerUnavailableError
+from celery_reactive.planner.publish import BrokerUnavailableError
 
 _USERINFO = re.compile(r"(?<=://)[^\s'\"]*@")
 _DRIVER_DETAILS = re.compile(r" \(configured timeouts:[^)]*\)|, Timeout: .*$", re.DOTALL)

@@ -15,7 +15,14 @@ from celery_reactive.core.policies import CleanupPolicy, Evolution
 from celery_reactive.core.projection import Projection, compile_projection
 from celery_reactive.core.retry import RetryPolicy
 from celery_reactive.core.suggest import shown
-from celery_reactive.core.task import DEFAULT_DEBOUNCE, DEFAULT_GROUP, DEFAULT_HISTORY_LIMIT, ReactiveTask
+from celery_reactive.core.task import (
+    DEFAULT_DEBOUNCE,
+    DEFAULT_GROUP,
+    DEFAULT_HISTORY_LIMIT,
+    DEFAULT_PRIORITY,
+    HIGHEST_PRIORITY,
+    ReactiveTask,
+)
 from celery_reactive.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ OPTIONS = (
     "execution_history_limit",
     "evolution",
     "chunk",
+    "priority",
     "group",
 )
 """Every option there is. Another is refused by name, so that none is silently ignored."""
@@ -75,6 +83,9 @@ def declare(name: str, options: Mapping[str, Any]) -> ReactiveTask:
         ),
         evolution=given.read("evolution", _nameless(Evolution.parse), Evolution()),
         chunk=given.read("chunk", _read_chunk, None),
+        priority=given.read(
+            "priority", functools.partial(read_integer, at_least=0, at_most=HIGHEST_PRIORITY), DEFAULT_PRIORITY
+        ),
         group=given.read("group", read_text, DEFAULT_GROUP),
     )
     given.check()

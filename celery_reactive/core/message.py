@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celery_reactive.core.record import Due, RecordKey, id_from_text, id_to_text
+from celery_reactive.core.task import HIGHEST_PRIORITY
 
 HEADER = "reactive"
 """Tells a planner's message from a user's own `.delay()`."""
@@ -60,6 +61,16 @@ def message_for(*, namespace: str, due: Sequence[Due], max_attempts: int | None)
         "retries": single.attempts if single else 0,
         "ignore_result": True,
     }
+
+
+def message_priority(priority: int | None, *, zero_is_first: bool) -> int | None:
+    """Return the priority of a message, 0 to 9, by which a broker orders as *priority* means it: 9 is most urgent.
+
+    Args:
+        priority: Of a task; None: none, whatever the broker.
+        zero_is_first: Whether the broker's most urgent messages are those of priority 0, as Redis has it.
+    """
+    return HIGHEST_PRIORITY - priority if priority is not None and zero_is_first else priority
 
 
 def shown_ids(ids: Sequence[str]) -> str:

@@ -135,15 +135,21 @@ def read_boolean(value: object, name: str) -> bool:
     raise ConfigurationError(name, [f"expected True or False, got {shown(value)}"])
 
 
-def read_integer(value: object, name: str, *, at_least: int) -> int:
-    """Return *value* if it is a whole number of at least *at_least* that fits in 32 bits.
+def read_integer(value: object, name: str, *, at_least: int, at_most: int = _LARGEST) -> int:
+    """Return *value* if it is a whole number within the bounds.
+
+    Args:
+        value: What the user wrote.
+        name: The option's name.
+        at_least: Smallest number allowed.
+        at_most: Largest; by default what fits in 32 bits.
 
     Raises:
         ConfigurationError: It is smaller or larger, or no int.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= _LARGEST:
+    if isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= at_most:
         return int(value)
-    raise ConfigurationError(name, [f"expected an integer from {at_least} to {_LARGEST}, got {shown(value)}"])
+    raise ConfigurationError(name, [f"expected an integer from {at_least} to {at_most}, got {shown(value)}"])
 
 
 def read_number(value: object, name: str, *, at_least: float, at_most: float = math.inf) -> float:

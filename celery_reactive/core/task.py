@@ -18,6 +18,7 @@ from celery_reactive.core.retry import RetryPolicy
 DEFAULT_DEBOUNCE = timedelta(seconds=1)
 DEFAULT_HISTORY_LIMIT = 5
 DEFAULT_GROUP = "default"
+DEFAULT_PRIORITY, HIGHEST_PRIORITY = 4, 9
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -47,6 +48,8 @@ class ReactiveTask:
     evolution: Evolution = dataclasses.field(default_factory=Evolution)
     chunk: int | Literal["auto"] | None = None
     """Records a message may name; None: as `reactive_chunk` says."""
+    priority: int = DEFAULT_PRIORITY
+    """How urgent its messages are, 0 to 9; 9 most, on every broker (B-58)."""
     group: str = DEFAULT_GROUP
     """The planner group that plans it (B-65)."""
 

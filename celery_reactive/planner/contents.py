@@ -72,8 +72,10 @@ class Contents(ABC):
         Raises:
             ContentsUnknownError: It did not answer, or does not let us ask. The next reading connects anew.
         """
-        connection = self._connection = self._connection or self._connect()
+        connection: Any = self._connection or self._connect()
+        self._connection = connection
         try:
+            connection.ensure_connection(max_retries=max(0, len(connection.alt) - 1))
             return self._read(connection)
         except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
             self.close()

@@ -23,11 +23,12 @@ from celery_reactive.planner import elect
 from celery_reactive.planner.broker import ContentsWatch
 from celery_reactive.planner.cleanup import Cleaner
 from celery_reactive.planner.contents import contents_of
-from celery_reactive.planner.dispatch import Dispatcher, Publisher
+from celery_reactive.planner.dispatch import Dispatcher
 from celery_reactive.planner.elect import Leadership
 from celery_reactive.planner.evolve import Evolver
 from celery_reactive.planner.patience import persist
 from celery_reactive.planner.plan import PlannedTask, Planning
+from celery_reactive.planner.publish import Publisher
 from celery_reactive.planner.reconcile import Reconciler
 from celery_reactive.planner.rescue import Rescuer
 from celery_reactive.planner.watch import Watcher

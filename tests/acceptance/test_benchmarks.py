@@ -31,6 +31,18 @@ FORMS = {
             )
         ),
     ),
+    "publishing.py": (
+        ["--count=20"],
+        (
+            "".join(
+                rf"(?:publishing to {broker}\n"
+                rf"  bare apply_async {NUMBER}/s   1\.00\n"
+                rf"  planner, one by one {NUMBER}/s{NUMBER}\n"
+                rf"  planner, 500 together {NUMBER}/s{NUMBER}\n){count}"
+                for broker, count in (("Valkey", "{1}"), ("RabbitMQ", "?"), ("RabbitMQ, all confirmed", "?"))
+            )
+        ),
+    ),
     "throughput.py": (
         ["--count=60"],
         (

@@ -14,9 +14,9 @@ from kombu.entity import Queue
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.registry import Registry
 from celery_reactive.embedded import EmbeddedServerError, RabbitServer, ValkeyServer
-from celery_reactive.planner import dispatch
+from celery_reactive.planner import publish
 from celery_reactive.planner.contents import Contents, ContentsUnknownError, Held, contents_of
-from celery_reactive.planner.dispatch import Publisher
+from celery_reactive.planner.publish import Publisher
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
 from celery_reactive.store.connection import Connection
@@ -141,7 +141,7 @@ def test_a_redis_that_does_not_answer_is_waited_for_in_vain_only_so_long(
     valkey: ValkeyServer, desk_of: MakeDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B-66: frozen or away; asked again it connects anew."""
-    monkeypatch.setattr(dispatch, "_BROKER_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(publish, "_TIMEOUT_SECONDS", 0.5)
     _, contents = desk_of(valkey.url)
     contents.read()
     valkey.suspend()
@@ -179,7 +179,7 @@ def test_a_rabbitmq_that_does_not_answer_is_waited_for_in_vain_only_so_long(
     rabbit: RabbitServer, desk_of: MakeDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B-66: frozen or away; asked again it connects anew."""
-    monkeypatch.setattr(dispatch, "_BROKER_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(publish, "_TIMEOUT_SECONDS", 0.5)
     desk, contents = desk_of(rabbit.url)
     desk.send(1)
     contents.read()

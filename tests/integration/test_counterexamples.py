@@ -18,12 +18,13 @@ from pymongo.client_session import ClientSession
 from celery_reactive.core.loss import after_loss
 from celery_reactive.core.outcome import Errored, Failure, GivenBack, Skipped
 from celery_reactive.core.policies import CleanupPolicy
-from celery_reactive.core.record import Claim, Due, Lease
+from celery_reactive.core.record import Claim, Lease
 from celery_reactive.core.states import RecordState
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import LeaseLostError
-from celery_reactive.planner.dispatch import Dispatcher, Publisher
+from celery_reactive.planner.dispatch import Dispatcher
 from celery_reactive.planner.plan import PlannedTask
+from celery_reactive.planner.publish import Message, Publisher
 from celery_reactive.planner.reconcile import Reconciler
 from celery_reactive.planner.watch import Watcher
 from celery_reactive.store import documents, orphans, positions, records
@@ -292,8 +293,8 @@ class Outbox(Publisher):
     def __init__(self, on_publish: Callable[[], object]) -> None:
         self._on_publish = on_publish
 
-    def publish(self, task: ReactiveTask, due: Sequence[Due]) -> None:
-        """Take the message."""
+    def publish_all(self, messages: Sequence[Message]) -> None:
+        """Take the messages."""
         self._on_publish()
 
     def has_time_limit(self, task: ReactiveTask) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from celery_reactive.core.record import Due
 from celery_reactive.core.task import ReactiveTask
-from celery_reactive.planner.dispatch import Dispatcher, Publisher
+from celery_reactive.planner.dispatch import Dispatcher
 from celery_reactive.planner.plan import PlannedTask
+from celery_reactive.planner.publish import Message, Publisher
 from celery_reactive.runtime import Runtime
 from tests.integration.bench import Bench
 from tests.integration.conftest import MakeBench, MakeDesk
@@ -24,9 +24,9 @@ class Outbox(Publisher):
     def __init__(self) -> None:
         self.sent: list[tuple[str, object]] = []
 
-    def publish(self, task: ReactiveTask, due: Sequence[Due]) -> None:
-        """Note the records of one message."""
-        self.sent += [(task.name, one.key.doc_id) for one in due]
+    def publish_all(self, messages: Sequence[Message]) -> None:
+        """Note the records of the messages."""
+        self.sent += [(message.task.name, one.key.doc_id) for message in messages for one in message.due]
 
     def has_time_limit(self, task: ReactiveTask) -> bool:
         """Return false: nobody's Celery task has one here."""

@@ -41,6 +41,7 @@ def test_the_defaults() -> None:
     assert task.execution_history_limit == 5
     assert task.evolution == Evolution(handler_version=1, on_handler_version_change="none")
     assert task.chunk is None
+    assert task.priority == 4
     assert task.paths is None
 
 
@@ -62,6 +63,7 @@ def test_every_option_is_taken() -> None:
             "execution_history_limit": 0,
             "evolution": {"handlerVersion": 2, "onHandlerVersionChange": "reprocess_failed"},
             "chunk": "auto",
+            "priority": 9,
         },
     )
     assert task.name == "old.name"
@@ -76,6 +78,7 @@ def test_every_option_is_taken() -> None:
     assert task.evolution.on_handler_version_change is OnHandlerVersionChange.REPROCESS_FAILED
     assert task.evolution.reconcile_on_trigger_change
     assert task.chunk == "auto"
+    assert task.priority == 9
 
 
 def test_none_stands_for_the_default_where_there_is_one() -> None:
@@ -148,6 +151,9 @@ def test_the_definition_is_readable() -> None:
         ("chunk", 0, "chunk: expected an integer from 1 to"),
         ("chunk", True, "chunk: expected an integer from 1 to"),
         ("chunk", "all", "chunk: expected \"auto\" or a positive integer, got 'all'"),
+        ("priority", 10, "priority: expected an integer from 0 to 9, got 10"),
+        ("priority", -1, "priority: expected an integer from 0 to 9, got -1"),
+        ("priority", "9", "priority: expected an integer from 0 to 9, got '9'"),
         ("chunk", 1.0, 'chunk: expected "auto" or a positive integer'),
     ],
 )
@@ -190,7 +196,7 @@ def test_an_unknown_option_is_refused_with_a_suggestion(unknown: str, suggestion
 
 @pytest.mark.parametrize(
     "option",
-    ["batch", "document_class", "loop_guard", "max_concurrency", "on_delete", "priority", "rate_limit",
+    ["batch", "document_class", "loop_guard", "max_concurrency", "on_delete", "rate_limit",
      "recheck_interval", "track_changes"],
 )  # fmt: skip
 def test_an_option_that_does_nothing_is_no_option(option: str) -> None:

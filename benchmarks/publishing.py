@@ -1,0 +1,135 @@
+"""Messages published a second: the planner's, one by one and in batches, beside bare Celery's `apply_async`.
+
+All of a broker's figures are measured in one run, from one process, on a queue that nobody takes from. RabbitMQ stands
+twice: bare Celery does not ask it by default whether a message has arrived, and the planner always does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+from celery import Celery
+
+from celery_reactive.core.declaration import declare
+from celery_reactive.core.record import Due, RecordKey
+from celery_reactive.core.registry import Registry
+from celery_reactive.embedded import EmbeddedServerError, RabbitServer, ValkeyServer
+from celery_reactive.planner.publish import Message, Publisher
+from celery_reactive.runtime import Runtime
+from celery_reactive.settings import Settings
+from celery_reactive.store.connection import Connection
+
+BATCH = 500
+"""What the planner publishes together at most."""
+_TASK = "benchmark.handle"
+_WARM_UP = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Messages a second through one broker."""
+
+    broker: str
+    bare: float
+    ways: dict[str, float]
+
+    def __str__(self) -> str:
+        lines = [f"publishing to {self.broker}", f"  {'bare apply_async':<22} {self.bare:8.0f}/s   1.00"]
+        lines += [f"  {way:<22} {rate:8.0f}/s  {rate / self.bare:5.2f}" for way, rate in self.ways.items()]
+        return "\n".join(lines)
+
+
+def measure(broker: str, url: str, *, count: int, confirmed: bool) -> Result:
+    """Publish *count* messages each way.
+
+    Args:
+        broker: Its name, for people.
+        url: Its address.
+        count: Messages each way.
+        confirmed: Whether bare Celery has each of its messages confirmed, as `confirm_publish` lets it.
+    """
+    app = _app(url, confirmed=confirmed)
+    with ExitStack() as stack:
+        stack.callback(app.close)
+        stack.callback(app.control.purge)
+        publisher = Publisher(app, _runtime())
+        stack.callback(publisher.close)
+
+        def together(size: int) -> Callable[[int], None]:
+            def send(number: int) -> None:
+                messages = _messages(number)
+                for first in range(0, number, size):
+                    publisher.publish_all(messages[first : first + size])
+
+            return send
+
+        def bare(number: int) -> None:
+            for one in range(number):
+                app.tasks[_TASK].apply_async(([str(one)],), retry=False)
+
+        ways = {"planner, one by one": together(1), f"planner, {BATCH} together": together(BATCH)}
+        return Result(broker, _per_second(bare, count), {way: _per_second(do, count) for way, do in ways.items()})
+
+
+def _app(url: str, *, confirmed: bool) -> Celery:
+    app = Celery("benchmark", broker=url, set_as_current=False)
+    app.conf.update(task_default_queue="benchmark", task_ignore_result=True)
+    if confirmed:
+        app.conf.broker_transport_options = {"confirm_publish": True}
+
+    @app.task(name=_TASK, shared=False)
+    def handle(ids: list[str]) -> None:
+        raise AssertionError(ids)
+
+    app.finalize()
+    return app
+
+
+def _runtime() -> Runtime:
+    registry, settings = Registry(), Settings()
+    registry.add(declare(_TASK, {"collection": "orders"}), celery_name=_TASK)
+    return Runtime(settings, registry, Connection(settings))
+
+
+def _messages(number: int) -> list[Message]:
+    task = declare(_TASK, {"collection": "orders"})
+    return [Message(task, [Due(RecordKey(_TASK, one), 0, 0, alone=False)]) for one in range(number)]
+
+
+def _per_second(send: Callable[[int], None], count: int) -> float:
+    send(_WARM_UP)
+    began = time.monotonic()
+    send(count)
+    return count / (time.monotonic() - began)
+
+
+def results(*, count: int) -> Iterator[Result]:
+    """Measure on each broker that can be started here."""
+    with ValkeyServer() as valkey:
+        yield measure("Valkey", valkey.url, count=count, confirmed=False)
+    try:
+        server = RabbitServer()
+    except EmbeddedServerError as error:
+        print(error, file=sys.stderr)
+        return
+    with server as rabbit:
+        yield measure("RabbitMQ", rabbit.url, count=count, confirmed=False)
+        yield measure("RabbitMQ, all confirmed", rabbit.url, count=count, confirmed=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=5000, help="messages each way (default: %(default)s)")
+    options = parser.parse_args()
+    for result in results(count=options.count):
+        print(result, flush=True)
+
+
+if __name__ == "__main__":
+    main()
