@@ -12,6 +12,7 @@ import threading
 import time
 
 from celery import Celery
+from celery.app.defaults import NAMESPACES
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from pymongo import MongoClient
 
@@ -40,7 +41,7 @@ if QUORUM:
         task_default_routing_key=os.environ["QUEUE"],
     )
 if os.environ.get("START_METHOD") == "spawn":
-    if "worker_pool_start_method" in app.conf.defaults[0]:
+    if "pool_start_method" in NAMESPACES["worker"]:
         app.conf.worker_pool_start_method = "spawn"
     else:
         import billiard

@@ -167,14 +167,21 @@ class Stage:
         """Start planner and worker."""
         self._watcher.start()
         self._planner = self._start("planner", "-m", "celery_reactive.cli", "-A", TASKS, "planner")
-        self._start_worker()
-        globals_ = self._database["_celery_reactive"]
-        self.wait(lambda: globals_.find_one({"_id": {"k": "leader", "g": "default"}}))
-        self._await_reconciliation()
+        try:
+            self._start_worker()
+            globals_ = self._database["_celery_reactive"]
+            self.wait(lambda: globals_.find_one({"_id": {"k": "leader", "g": "default"}}))
+            self.wait(lambda: all(task.is_reconciled for task in self._reactive.status().tasks))
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         """End them."""
+        self._end()
+
+    def _end(self) -> None:
         self._kill_worker()
         self._planner.stop()
         self._ended.set()
@@ -203,10 +210,12 @@ class Stage:
         command = ["-m", "celery", "-A", TASKS, "worker", "-P", self.pool.option, "-E", "-l", "INFO", "-n", self._host]
         options = self._options or ("-c", str(slots))
         self._worker = self._start("worker", *command, "--without-gossip", "--without-mingle", *options)
-        self._await("ready.")
 
-    def _await(self, text: str) -> None:
-        wait_until(lambda: text in self._worker.text(), logs=self._logs, timeout=_PATIENCE_SECONDS)
+        def is_ready() -> bool:
+            assert self._worker._process.poll() is None, self._logs()
+            return "ready." in self._worker.text()
+
+        wait_until(is_ready, logs=self._logs, timeout=_PATIENCE_SECONDS)
 
     def _kill_worker(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -238,9 +247,6 @@ class Stage:
             return bool(condition())
 
         wait_until(holds, logs=self._logs, timeout=timeout)
-
-    def _await_reconciliation(self) -> None:
-        self.wait(lambda: all(task.is_reconciled for task in self._reactive.status().tasks))
 
     def _watch(self) -> None:
         """Note when each record came into which state."""
