@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class Pool(enum.StrEnum):
@@ -103,7 +103,7 @@ QUICK = {
     Outcome.DEFER: "defer",
     Outcome.SKIP: "skip",
 }
-"""Outcomes that disturb nobody, and what a document says to have them: all of them in one message of several records."""
+"""Outcomes that disturb nobody, and what a document says to have them: all of them travel in one message."""
 DONE_BY_THEMSELVES = {Outcome.MEMORY: "memory", Outcome.EXIT: "exit", Outcome.SEGV: "segv"}
 """Outcomes by which a handler ends its process, or tries to."""
 NOT_PLAIN = {
@@ -117,7 +117,6 @@ PROCESSES_ONLY = {
     Outcome.RECYCLED: "there are no pool processes to replace",
     Outcome.LIMITED_BY_WORKER: "see the hard time limit of a task",
 }
-_ONE_THREAD = "the worker's only thread runs the handler: it hears of the revocation after it"
 
 
 def impossible(pool: Pool, outcome: Outcome) -> str | None:
@@ -127,6 +126,9 @@ def impossible(pool: Pool, outcome: Outcome) -> str | None:
     if outcome is Outcome.AUTOSCALED and pool is not Pool.GEVENT:
         return "Celery scales neither threads nor solo"
     return PROCESSES_ONLY.get(outcome)
+
+
+Cell = tuple[Pool, Broker, Outcome, Variant]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -273,3 +275,55 @@ def differences(right: Expected, seen: Seen) -> list[str]:
 def arrows(states: Sequence[str]) -> str:
     """Return states in their order."""
     return " → ".join(states) or "nothing"
+
+
+def findings(cells: Mapping[Cell, Seen]) -> list[str]:
+    """Return in words every cell of a record that is not as expected."""
+    return [
+        f"{pool} | {broker} | {outcome} | {variant}: {fault}"
+        for (pool, broker, outcome, variant), seen in cells.items()
+        if variant.company is not Company.PLAIN
+        for fault in faults(pool, outcome, variant.company, seen)
+    ]
+
+
+# --- compared with plain Celery ----------------------------------------------------------------------
+
+_WITHOUT_END = {"STARTED", "RECEIVED", "RETRY", ""}
+_LATER_SECONDS = 3.0
+EXCUSES: dict[Outcome, str] = {}
+"""Why a record may come off worse than a plain task does, for all pools."""
+
+
+def is_worse(seen: Seen, plain: Seen) -> bool:
+    """Whether a plain task came off better: done, done sooner, with fewer calls, or seen to end in Flower."""
+    if plain.done and not seen.done:
+        return True
+    if plain.done and (seen.calls > plain.calls or _later(seen) > _later(plain) + _LATER_SECONDS):
+        return True
+    return _last(plain.flower) not in _WITHOUT_END and _last(seen.flower) in _WITHOUT_END
+
+
+def excuse(_pool: Pool, outcome: Outcome) -> str | None:
+    """Return the sentence that says why a record may come off worse there; None: it may not."""
+    return EXCUSES.get(outcome)
+
+
+def comparisons(cells: Mapping[Cell, Seen]) -> list[str]:
+    """Return every cell that comes off worse than plain Celery and has no sentence that says why."""
+    return [
+        f"{pool} | {broker} | {outcome} | {variant}: worse than plain Celery"
+        for (pool, broker, outcome, variant), seen in cells.items()
+        if variant.company is not Company.PLAIN
+        and (plain := cells.get((pool, broker, outcome, Variant(Company.PLAIN, variant.acks)))) is not None
+        and is_worse(seen, plain)
+        and excuse(pool, outcome) is None
+    ]
+
+
+def _later(seen: Seen) -> float:
+    return seen.done_seconds or 0.0
+
+
+def _last(flower: Sequence[str]) -> str:
+    return flower[-1] if flower else ""

@@ -10,26 +10,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import celery
 
-from tests.matrix.outcomes import Broker, Company, Outcome, Pool, Seen, Variant, faults
+from tests.matrix import report
+from tests.matrix.outcomes import Broker, Cell, Outcome, Pool, Seen, comparisons, findings
 from tests.matrix.stage import Key, Servers, Stage
 
 AT_A_TIME = 4
-Cell = tuple[Pool, Broker, Outcome, Variant]
 
 
-def play(
-    combinations: Iterable[tuple[Pool, Broker]], outcomes: Sequence[Outcome] = tuple(Outcome)
-) -> dict[Cell, Seen]:
+def play(combinations: Iterable[tuple[Pool, Broker]], outcomes: Sequence[Outcome] = tuple(Outcome)) -> dict[Cell, Seen]:
     """Play *outcomes* on pools and brokers; return what every cell came to."""
     chosen = list(combinations)
     with (
@@ -50,18 +48,8 @@ def play(
         }
 
 
-def findings(cells: dict[Cell, Seen]) -> list[str]:
-    """Return in words every cell of a record that is not as expected."""
-    return [
-        f"{pool} | {broker} | {outcome} | {variant}: {fault}"
-        for (pool, broker, outcome, variant), seen in cells.items()
-        if variant.company is not Company.PLAIN
-        for fault in faults(pool, outcome, variant.company, seen)
-    ]
-
-
-def to_json(cells: dict[Cell, Seen], took_seconds: float) -> dict[str, Any]:
-    """Return the results as they are stored."""
+def to_text(cells: dict[Cell, Seen], took_seconds: float) -> str:
+    """Return the results as they are stored: a line for each cell."""
     rows = [
         {
             "pool": pool.name,
@@ -73,7 +61,9 @@ def to_json(cells: dict[Cell, Seen], took_seconds: float) -> dict[str, Any]:
         }
         for (pool, broker, outcome, variant), seen in cells.items()
     ]
-    return {"celery": celery.__version__, "took_seconds": round(took_seconds), "cells": rows}
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    head = json.dumps({"celery": celery.__version__, "took_seconds": round(took_seconds)})
+    return f'{head[:-1]}, "cells": [\n{lines}\n]}}\n'
 
 
 def main() -> None:
@@ -83,7 +73,10 @@ def main() -> None:
     parser.add_argument("--broker", action="append", choices=[broker.name for broker in Broker], help="default: all")
     parser.add_argument("--outcome", action="append", choices=[one.name for one in Outcome], help="default: all")
     parser.add_argument("--json", type=Path, help="store the results in this file")
+    parser.add_argument("--write", action="store_true", help="store the results, and put the tables into the page")
     options = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("tests.matrix").setLevel(logging.INFO)
     combinations = [
         (pool, broker)
         for pool in (Pool.SOLO, Pool.SPAWN, Pool.GEVENT, Pool.THREADS, Pool.FORK)  # the longest first
@@ -95,8 +88,13 @@ def main() -> None:
     cells = play(combinations, outcomes)
     took = time.monotonic() - started
     if options.json:
-        options.json.write_text(json.dumps(to_json(cells, took), indent=1, ensure_ascii=False))
-    found = findings(cells)
+        options.json.write_text(to_text(cells, took))
+    if options.write:
+        report.RESULTS.mkdir(exist_ok=True)
+        name = "celery-" + ".".join(celery.__version__.split(".")[:2])
+        (report.RESULTS / f"{name}.json").write_text(to_text(cells, took))
+        report.main()
+    found = findings(cells) + comparisons(cells)
     print("\n".join(found))
     print(f"{len(cells)} cells in {took:.0f} s, {len(found)} findings")
     sys.exit(bool(found))
