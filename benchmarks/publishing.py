@@ -91,7 +91,7 @@ def _app(url: str, *, confirmed: bool) -> Celery:
 
 
 def _runtime() -> Runtime:
-    registry, settings = Registry(), Settings()
+    registry, settings = Registry(), Settings(database="test")
     registry.add(declare(_TASK, {"collection": "orders"}), celery_name=_TASK)
     return Runtime(settings, registry, Connection(settings))
 

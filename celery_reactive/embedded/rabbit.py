@@ -31,13 +31,17 @@ class RabbitServer:
     Use it as a context manager, or call `start()` and `stop()`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, configuration: str = "") -> None:
         """Find the program; nothing is started.
+
+        Args:
+            configuration: Lines of `rabbitmq.conf`, such as further listeners.
 
         Raises:
             EmbeddedServerError: There is no such program.
         """
         program = _find_rabbitmq()
+        self._configuration = configuration
         self._node = f"reactive-{uuid.uuid4().hex[:12]}"
         # Fixed with the node: a restarted one must find the port mapper that knows its name.
         self._mapper_port, self._distribution_port = free_port(), free_port()
@@ -98,6 +102,8 @@ class RabbitServer:
 
     def _environment(self, port: int, folder: Path) -> dict[str, str]:
         nowhere = str(folder / "none")
+        configuration = folder / "rabbitmq.conf"
+        configuration.write_text(self._configuration)
         return {
             "HOME": str(folder),
             "RABBITMQ_ALLOW_INPUT": "1",
@@ -110,7 +116,7 @@ class RabbitServer:
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_ENABLED_PLUGINS_FILE": nowhere,
             "RABBITMQ_CONF_ENV_FILE": nowhere,
-            "RABBITMQ_CONFIG_FILE": nowhere,
+            "RABBITMQ_CONFIG_FILE": str(configuration),
             "RABBITMQ_ADVANCED_CONFIG_FILE": nowhere,
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}",
             "ERL_EPMD_PORT": str(self._mapper_port),
