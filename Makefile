@@ -6,24 +6,27 @@
 #   make fault    tests that kill, suspend and cut off servers
 #   make chaos    seeded faults for SECONDS, half of them on each broker, and an audit; SEED replays a run
 #   make mutants  the store without one of its guards at a time: a test must fail for each
+#   make matrix   every end of a run on every pool and broker, beside plain Celery, and the tables of it
 #   make model    the protocol's formal model, all configurations and mutants (needs spin and gcc)
 #   make check    linters, types, layers
 #   make bench    the measurements behind the performance goals
+#
+# CELERY=5.5 has any of them done with that version of Celery, in a virtual environment of its own.
 
 PYTHON ?= python3
-VENV := .venv
+VENV := .venv$(if $(CELERY),-celery-$(CELERY))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # More checks: programs that end with 0 when all is well.
 CHECKS := $(sort $(wildcard tools/check_*.py))
-TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/docs tests/fault/test_chaos.py)
+TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/docs tests/matrix tests/fault/test_chaos.py)
 # Minutes long: with the faults, where it belongs.
 LONG := tests/acceptance/test_broker_contents.py
 PYTEST_OPTIONS ?=
 DEMO_OPTIONS ?=
 SECONDS ?= 600
 
-.PHONY: demo test fault chaos mutants model check check-lint check-format check-types check-layers $(CHECKS) format bench clean install
+.PHONY: demo test fault chaos mutants matrix model check check-lint check-format check-types check-layers $(CHECKS) format bench clean install
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -40,6 +43,9 @@ chaos: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python tools/mutants.py --write $(MUTANTS)
+
+matrix: $(STAMP)
+	$(BIN)/python -m tests.matrix.run --write
 
 # Needs no virtual environment: only spin, a C compiler and Python.
 model:
@@ -80,9 +86,9 @@ $(STAMP): pyproject.toml
 		version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 		echo "$(PYTHON) cannot make virtual environments: apt-get install python$$version-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(if $(CELERY),'celery==$(CELERY).*')
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-celery-* build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -43,6 +43,7 @@ FOLDER_MARKERS = {
     "docs": "unit",
     "integration": "integration",
     "acceptance": "acceptance",
+    "matrix": "acceptance",
     "fault": "fault",
 }
 
