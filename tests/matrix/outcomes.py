@@ -149,6 +149,8 @@ class Expected:
 _COMPLETED, _FAILED, _SKIPPED = "completed", "failed", "skipped"
 _SUCCESS, _RETRY, _FAILURE, _REVOKED = "SUCCESS", "RETRY", "FAILURE", "REVOKED"
 AT_ONCE_SECONDS = 2.0
+SOFT_SECONDS = 4.0
+"""`worker_soft_shutdown_timeout`, where there is one."""
 LEASE_SECONDS = 4.0
 BY_LEASE_SECONDS = 1.5 * LEASE_SECONDS + 2.0
 """1.5 times the lease (B-28), and how long this machine may take to notice."""
@@ -164,8 +166,10 @@ _AGAIN_ALONE = Expected(_COMPLETED, ((_COMPLETED,),), (2,), AT_ONCE_SECONDS, _SA
 def expected(pool: Pool, outcome: Outcome, company: Company) -> Expected:
     """Return what a record must show after *outcome* on *pool*."""
     match outcome:
-        case Outcome.SUCCESS | Outcome.WARM | Outcome.SOFT | Outcome.RECYCLED | Outcome.AUTOSCALED:
+        case Outcome.SUCCESS | Outcome.WARM | Outcome.RECYCLED | Outcome.AUTOSCALED:
             return _RUNS_THROUGH
+        case Outcome.SOFT:
+            return _soft(pool)
         case Outcome.ERROR | Outcome.RETRY | Outcome.AUTORETRY:
             return _RETRIED
         case Outcome.EXHAUSTED:
@@ -207,6 +211,13 @@ def _lost(pool: Pool, outcome: Outcome, company: Company) -> Expected:
         return dataclasses.replace(_AGAIN_ALONE, within_seconds=seconds)
     flower = ((_RETRY, _SUCCESS),) if noticed else _SAID_BY_NOBODY
     return dataclasses.replace(_RETRIED, within_seconds=seconds, flower=flower)
+
+
+def _soft(pool: Pool) -> Expected:
+    """Celery waits in the only thread of solo, on top of the handler, and then stops it as by a cold shutdown."""
+    if pool is not Pool.SOLO:
+        return _RUNS_THROUGH
+    return dataclasses.replace(_cold(pool), within_seconds=SOFT_SECONDS + AT_ONCE_SECONDS)
 
 
 def _cold(pool: Pool) -> Expected:

@@ -36,6 +36,7 @@ from tests.matrix.outcomes import (
     NOT_PLAIN,
     QUICK,
     REACTIVE,
+    SOFT_SECONDS,
     VARIANTS,
     Broker,
     Company,
@@ -59,7 +60,6 @@ _PATIENCE_SECONDS = 60.0
 _SETTLING_SECONDS = 30.0
 _FLOWER_STATES = {"retried": "RETRY", "failed": "FAILURE", "revoked": "REVOKED", "succeeded": "SUCCESS"}
 _RUNNING = {"processing", "processing_dirty"}
-_SOFT_SECONDS = 4
 
 Document = dict[str, Any]
 Key = tuple[Outcome, Variant]
@@ -201,7 +201,7 @@ class Stage:
             "INSTANCE": f"{name}-{self._workers}",
             "PYTHONPATH": str(ROOT),
             "AUTOSCALE_KEEPALIVE": "1",
-            "SOFT_SECONDS": str(_SOFT_SECONDS if self._soft else 0),
+            "SOFT_SECONDS": str(SOFT_SECONDS if self._soft else 0),
         }
         if name == "worker" and self.pool is Pool.SPAWN:
             environment["START_METHOD"] = "spawn"
