@@ -279,7 +279,8 @@ class RunFailed(Event):
     """A run failed for good: the record is in the dead-letter state."""
 
     code: ClassVar[str] = "run_failed"
-    level: ClassVar[int] = logging.ERROR
+    # Celery itself has logged the exception as an error: two would be counted as two by what listens to errors.
+    level: ClassVar[int] = logging.WARNING
     message: ClassVar[str] = "run failed, no attempts left"
     record: str
     attempt: int

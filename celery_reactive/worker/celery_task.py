@@ -37,7 +37,7 @@ from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreUnavailableError
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.execute import confirm_completion, execute, outcome_of_error, outcome_of_return
-from celery_reactive.worker.monitors import MonitorEvent, own_request, run_of_record
+from celery_reactive.worker.monitors import Told, own_request, run_of_record, still_true
 from celery_reactive.worker.run import Run
 
 if TYPE_CHECKING:
@@ -201,14 +201,14 @@ class ReactiveMixin(Task):
         if not is_reactive(request):
             return tracer(uuid_, args, kwargs, request)
         results: list[Any] = []
-        told: list[MonitorEvent] = []
+        told: list[Told] = []
         named: list[Named] = []
 
         def body(run: Run, context: TaskContext) -> Outcome:
             started = time.time()
             celery_id, result, outcome = self._trace_record(tracer, request, run, context)
             if request.get(REPORT):
-                told.extend(run_of_record(celery_id, result, started=started))
+                told.append(run_of_record(celery_id, result, outcome, started=started, now=run.server_time()))
             results.append(result)
             return outcome
 
@@ -228,7 +228,7 @@ class ReactiveMixin(Task):
         except StoreUnavailableError as error:
             logger.warning("nothing claimed, MongoDB does not answer: %s", error, extra={"event": "claim_failed"})
         if len(named) > 1:
-            return trace_ok_t(None, None, 0.0, told)
+            return trace_ok_t(None, None, 0.0, still_true(told))
         return results[0] if results else _nothing_to_tell()
 
     def _trace_record(

@@ -183,7 +183,9 @@ def _run(run: Run, body: Body, session: ClientSession) -> None:
         outcome = body(run, TaskContext(run, session))
     except BaseException as error:
         run.ended = True
-        if not _is_ended_by_signal(error):
+        if _is_stopped(error):
+            finalize(run, GivenBack())
+        elif not _is_ended_by_signal(error):
             # What ends the process (SystemExit, MemoryError) is a failed attempt first.
             finalize(run, failed_attempt(run, error))
         raise
@@ -199,6 +201,14 @@ def _is_ended_by_signal(error: BaseException) -> bool:
     Celery's pool exits with the signal's number minus 256 then.
     """
     return isinstance(error, SystemExit) and isinstance(error.code, int) and error.code < 0
+
+
+def _is_stopped(error: BaseException) -> bool:
+    """Whether the worker stops cold or somebody ends this run, where the worker's own process executes it (B-68).
+
+    On the solo pool Celery raises its own order to stop inside the handler, on gevent the run's greenlet is killed.
+    """
+    return type(error).__name__ in {"WorkerTerminate", "WorkerShutdown", "GreenletExit"}
 
 
 def _finalize_uninterrupted(run: Run, outcome: Outcome) -> None:

@@ -65,12 +65,14 @@ class ReactiveRequest(Request):
         """Where records are that had ended by themselves when this process looked."""
         self._terminated: str | None = None
         """The one record that somebody wants terminated."""
+        self._is_several = False
         self._has_told = False
         if self._is_reactive:
             self._runs = self._named()
+            self._is_several = len(self._runs) > 1
             self._request_dict[TOKEN] = uuid.uuid4().hex
             self._request_dict[ONE_ONLY] = self._task.limited
-            self._request_dict[REPORT] = len(self._runs) > 1 and self._is_watched()
+            self._request_dict[REPORT] = self._is_several and self._is_watched()
         self._tell_of_receipt()
 
     # --- Celery's hooks, in the order of a delivery's life ---------------------------------------
@@ -79,15 +81,22 @@ class ReactiveRequest(Request):
         """As Celery's; of several records that travel together those revoked fail, and the others run (B-40)."""
         if super().revoked():
             return True
-        if len(self._runs) > 1 and len(state.revoked):
-            chosen = [celery_id for celery_id in self._runs if celery_id in state.revoked]
-            if chosen:
-                self._revoke(Failure("the Celery task was revoked", "TaskRevokedError"), chosen)
+        if self._is_several and len(state.revoked):
+            self._revoke_some([celery_id for celery_id in self._runs if celery_id in state.revoked])
         return False
+
+    def _revoke_some(self, chosen: Sequence[str]) -> None:
+        if chosen:
+            self._revoke(Failure("the Celery task was revoked", "TaskRevokedError"), chosen)
+        for celery_id in chosen:
+            how = {"terminated": False, "signum": None, "expired": False}
+            self._tell("task-revoked", uuid=celery_id, **how)
+            signals.task_revoked.send(sender=self.task, request=Context(self._own_request(celery_id)), **how)
+            del self._runs[celery_id]
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """As Celery's; remote control then finds each record by its own id."""
-        if len(self._runs) > 1:
+        if self._is_several:
             state.requests.update((celery_id, OneRun(self, celery_id)) for celery_id in self._runs)
         super().on_accepted(pid, time_accepted)
 
@@ -111,7 +120,7 @@ class ReactiveRequest(Request):
     def on_success(self, failed__retval__runtime: Any, **options: Any) -> None:
         """As Celery's; what was terminated or given up has been told of already."""
         self._forget_runs()
-        if self._is_reactive and (self._already_revoked or self._already_cancelled or self._has_told):
+        if self._has_told:
             state.task_ready(self)
             return
         super().on_success(failed__retval__runtime, **options)
@@ -143,6 +152,7 @@ class ReactiveRequest(Request):
         """Revoked or terminated: the record fails, or it would be dispatched again for ever (B-40)."""
         if self._is_reactive:
             self._forget_runs()
+            self._has_told = True
             error = Failure(f"the Celery task was {reason}", "TaskRevokedError")
             chosen = list(self._runs) if self._terminated is None else [self._terminated]
             documents = {self._document(celery_id) for celery_id in chosen}
@@ -156,20 +166,29 @@ class ReactiveRequest(Request):
         super()._announce_revoked(reason, terminated, signum, expired)
 
     def _announce_cancelled(self, *args: Any, **options: Any) -> None:
-        """The worker stops without waiting: the run goes back at once, attempts as before (B-68)."""
+        """The worker stops without waiting: the run goes back at once, attempts as before (B-68).
+
+        A soft shutdown says so of runs that have just ended by themselves, too: those are told as they ended.
+        """
         if self._is_reactive:
             self._forget_runs()
+            self._has_told = True
             self._end(lambda _task, _lease: GivenBack())
+            if self._states and not self._ended:
+                state.task_ready(self)
+                for celery_id in self._states:
+                    self._tell_as_found(celery_id)
+                return
         super()._announce_cancelled(*args, **options)
 
     # --- what monitors and remote control see ----------------------------------------------------
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 -- Celery's signature
         """As Celery's; of a message that names several records, for each of them."""
-        if len(self._runs) < 2:  # noqa: PLR2004 -- several
+        if not self._is_several:
             super().send_event(type, **fields)
             return
-        first = next(iter(self._runs))
+        first = next(iter(self._runs), None)
         match type:
             case "task-started":
                 # The others' come with their ends.
@@ -180,10 +199,29 @@ class ReactiveRequest(Request):
                         self._tell(kind, **told)
             case _:
                 for celery_id in self._runs:
-                    if not isinstance(self._ended.get(celery_id), GivenBack) or type == "task-cancelled":
-                        self._tell(type, uuid=celery_id, **fields)
-                    else:
-                        self._tell("task-retried", uuid=celery_id, exception="another record's run was terminated")
+                    self._tell_of_end(type, celery_id, fields)
+
+    def _tell_of_end(self, type: str, celery_id: str, fields: dict[str, Any]) -> None:  # noqa: A002 -- Celery's word
+        """Tell of one record what happened to its message, unless another's fate was meant."""
+        is_meant = self._terminated in (None, celery_id)
+        if isinstance(self._ended.get(celery_id), GivenBack) and type == "task-revoked":
+            self._tell("task-retried", uuid=celery_id, **monitors.error_fields(None, "another run was terminated"))
+        elif celery_id in self._states and not (is_meant and type == "task-revoked"):
+            self._tell_as_found(celery_id)
+        else:
+            self._tell(type, uuid=celery_id, **fields)
+
+    def _tell_as_found(self, celery_id: str) -> None:
+        """Tell how a run had ended by itself, by what its record says; nothing where it is in another run."""
+        match self._states[celery_id]:
+            case RecordState.COMPLETED:
+                self._tell("task-succeeded", uuid=celery_id, result=None, runtime=None)
+            case RecordState.FAILED:
+                self._tell("task-failed", uuid=celery_id, **monitors.error_fields(None, ""))
+            case RecordState.PENDING:
+                self._tell("task-retried", uuid=celery_id, **monitors.error_fields(None, ""))
+            case RecordState.PROCESSING | RecordState.PROCESSING_DIRTY:
+                pass
 
     def _is_watched(self) -> bool:
         """Whether anybody listens to events of tasks."""
@@ -211,7 +249,7 @@ class ReactiveRequest(Request):
         return id_to_text(self._runs[celery_id].key.doc_id)
 
     def _forget_runs(self) -> None:
-        if len(self._runs) > 1:
+        if self._is_several:
             for celery_id in self._runs:
                 state.requests.pop(celery_id, None)
 
@@ -224,7 +262,7 @@ class ReactiveRequest(Request):
         """
         self._forget_runs()
         state.task_ready(self)
-        if self._has_told or self._already_cancelled or self._already_revoked:
+        if self._has_told:
             return
         self._has_told = True
         error = Failure.of(cause)
