@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 
-from celery_reactive.core.record import Due, RecordKey
+from celery_reactive.core.record import Due
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreUnavailableError
 from celery_reactive.events import DispatchFailed, RecordsDispatched
@@ -55,7 +55,7 @@ class Dispatcher:
         self._kicked = threading.Event()
         self._complaint = Complaint("the broker")
         self._filter_complaint = Complaint("reactive_task_filter")
-        self._unpublished: dict[str, list[RecordKey]] = {}
+        self._unpublished: list[Message] = []
         self._held: dict[str, float] = {}
         """Tasks of which nothing may be sent now, whatever is due, and after how many seconds to look again."""
         self._refused_at: dict[str, float] = {}
@@ -121,7 +121,7 @@ class Dispatcher:
             for task in self._tasks:
                 if task.definition.name not in self._held and not self._ended.is_set():
                     batch += self._mark_due(task.definition)
-                if len(batch) >= _ROUND_SIZE:
+                if sum(len(message.due) for message in batch) >= _ROUND_SIZE:
                     yield batch
                     batch = []
         except StoreUnavailableError:
@@ -160,11 +160,11 @@ class Dispatcher:
         try:
             self._publisher.publish_all(batch)
         except BrokerUnavailableError as error:
-            self._note_unpublished(error.messages)
+            self._unpublished += error.messages
             self._tell_published(batch, but=error.messages)
             raise
         except MessagesRefusedError as error:
-            self._note_unpublished(error.messages)
+            self._unpublished += error.messages
             self._refused_at |= dict.fromkeys(error.tasks, time.monotonic())
             self._runtime.emit(DispatchFailed(str(error)))
             sent = self._tell_published(batch, but=error.messages)
@@ -172,10 +172,6 @@ class Dispatcher:
             sent = self._tell_published(batch)
         self._complaint.back()
         return sent
-
-    def _note_unpublished(self, messages: Iterable[Message]) -> None:
-        for message in messages:
-            self._unpublished.setdefault(message.task.name, []).extend(one.key for one in message.due)
 
     def _tell_published(self, batch: Iterable[Message], *, but: Iterable[Message] = ()) -> int:
         left = {id(message) for message in but}
@@ -199,10 +195,10 @@ class Dispatcher:
         if not self._unpublished:
             return
         self._publisher.check()
-        for name in list(self._unpublished):
-            task = self._runtime.registry.get(name)
-            records.mark_unsent(self._runtime.connection.records(task), self._unpublished[name])
-            del self._unpublished[name]
+        for name, task in {message.task.name: message.task for message in self._unpublished}.items():
+            keys = [one.key for message in self._unpublished if message.task.name == name for one in message.due]
+            records.mark_unsent(self._runtime.connection.records(task), keys)
+            self._unpublished = [message for message in self._unpublished if message.task.name != name]
 
     def _seconds_to_wait(self) -> float:
         asked = time.monotonic()
