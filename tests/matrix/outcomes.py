@@ -149,7 +149,7 @@ class Expected:
 _COMPLETED, _FAILED, _SKIPPED = "completed", "failed", "skipped"
 _SUCCESS, _RETRY, _FAILURE, _REVOKED = "SUCCESS", "RETRY", "FAILURE", "REVOKED"
 AT_ONCE_SECONDS = 2.0
-SOFT_SECONDS = 4.0
+SOFT_SECONDS = 3.0
 """`worker_soft_shutdown_timeout`, where there is one."""
 LEASE_SECONDS = 4.0
 BY_LEASE_SECONDS = 1.5 * LEASE_SECONDS + 2.0
@@ -164,7 +164,18 @@ _AGAIN_ALONE = Expected(_COMPLETED, ((_COMPLETED,),), (2,), AT_ONCE_SECONDS, _SA
 
 
 def expected(pool: Pool, outcome: Outcome, company: Company) -> Expected:
-    """Return what a record must show after *outcome* on *pool*."""
+    """Return what a record must show after *outcome* on *pool*.
+
+    A message of several records is reported at its end: an attempt that is repeated before is not told any more.
+    """
+    right = _expected(pool, outcome, company)
+    if company is Company.ALONE:
+        return right
+    shorter = tuple(row[1:] for row in right.flower if row[0] == _RETRY)
+    return dataclasses.replace(right, flower=(*right.flower, *shorter))
+
+
+def _expected(pool: Pool, outcome: Outcome, company: Company) -> Expected:
     match outcome:
         case Outcome.SUCCESS | Outcome.WARM | Outcome.RECYCLED | Outcome.AUTOSCALED:
             return _RUNS_THROUGH
@@ -302,8 +313,10 @@ def findings(cells: Mapping[Cell, Seen]) -> list[str]:
 
 _WITHOUT_END = {"STARTED", "RECEIVED", "RETRY", ""}
 _LATER_SECONDS = 3.0
-EXCUSES: dict[Outcome, str] = {}
-"""Why a record may come off worse than a plain task does, for all pools."""
+_LEASE = (
+    "with late acknowledgement RabbitMQ delivers again at once; a record waits for its lease to end, which alone shows "
+    "that the worker is not merely cut off"
+)
 
 
 def is_worse(seen: Seen, plain: Seen) -> bool:
@@ -315,9 +328,10 @@ def is_worse(seen: Seen, plain: Seen) -> bool:
     return _last(plain.flower) not in _WITHOUT_END and _last(seen.flower) in _WITHOUT_END
 
 
-def excuse(_pool: Pool, outcome: Outcome) -> str | None:
+def excuse(pool: Pool, broker: Broker, outcome: Outcome) -> str | None:
     """Return the sentence that says why a record may come off worse there; None: it may not."""
-    return EXCUSES.get(outcome)
+    lost = outcome is Outcome.CRASH or (outcome is Outcome.SEGV and not pool.has_processes)
+    return _LEASE if lost and broker is not Broker.VALKEY else None
 
 
 def comparisons(cells: Mapping[Cell, Seen]) -> list[str]:
@@ -328,7 +342,7 @@ def comparisons(cells: Mapping[Cell, Seen]) -> list[str]:
         if variant.company is not Company.PLAIN
         and (plain := cells.get((pool, broker, outcome, Variant(Company.PLAIN, variant.acks)))) is not None
         and is_worse(seen, plain)
-        and excuse(pool, outcome) is None
+        and excuse(pool, broker, outcome) is None
     ]
 
 

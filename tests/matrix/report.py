@@ -158,7 +158,7 @@ def _compared(group: Sequence[Cell], cells: Cells) -> str:
         if plain is None:
             continue
         if is_worse(seen, plain):
-            verdicts.add(f"**worse**: {excuse(pool, outcome) or '?'}")
+            verdicts.add(f"**worse**: {excuse(pool, broker, outcome) or '?'}")
         elif (seen.done and not plain.done) or (_ends(seen.flower) and not _ends(plain.flower)):
             verdicts.add("better")
         else:

@@ -281,10 +281,12 @@ class Stage:
                 logger.info("%s, %s, %s: %.1f s", self.pool, self.broker, outcome, time.monotonic() - started)
 
     def _play_quick(self, outcomes: Sequence[Outcome]) -> None:
-        with self._held_back():
-            for outcome in outcomes:
-                self._send([(outcome, variant) for variant in VARIANTS], QUICK[outcome])
-        self._settle(outcomes, patience=1.5)
+        half = (len(outcomes) + 1) // 2
+        for some in (outcomes[:half], outcomes[half:]):
+            with self._held_back():
+                for outcome in some:
+                    self._send([(outcome, variant) for variant in VARIANTS], QUICK[outcome])
+            self._settle(some, patience=1.5)
 
     def _play_one(self, outcome: Outcome) -> None:
         match outcome:
