@@ -299,7 +299,7 @@ class Stage:
             case Outcome.TERMINATED:
                 self._each_batch(outcome, "nap:2", self._terminate)
             case Outcome.CHILD_KILLED:
-                self._each_batch(outcome, "nap:3", self._kill_children)
+                self._each_batch(outcome, "nap:6", self._kill_children)
             case Outcome.MEMORY | Outcome.EXIT | Outcome.SEGV:
                 self._each_batch(outcome, DONE_BY_THEMSELVES[outcome])
             case Outcome.WARM:
@@ -309,9 +309,9 @@ class Stage:
                 self._each_batch(outcome, "nap:1.5", self._signal(signal.SIGQUIT))
                 self._restart()
             case Outcome.COLD:
-                self._each_batch(outcome, "nap:3", self._signal(signal.SIGQUIT))
+                self._each_batch(outcome, "nap:6", self._signal(signal.SIGQUIT))
             case Outcome.CRASH:
-                self._each_batch(outcome, "nap:3", self._crash)
+                self._each_batch(outcome, "nap:6", self._crash)
             case Outcome.RECYCLED | Outcome.LIMITED_BY_WORKER:
                 self._play_with_options(outcome)
             case Outcome.AUTOSCALED:
@@ -378,7 +378,7 @@ class Stage:
             doc = _doc_id(outcome, variant)
             if variant.company is Company.PLAIN:
                 if outcome not in NOT_PLAIN:
-                    self._app.tasks[f"plain_{suffix}"].apply_async((doc, do), task_id=doc)
+                    self._app.tasks[f"plain_{suffix}"].apply_async((doc, do), task_id=self._plain_id(doc))
                 continue
             task = f"{variant.company}_{suffix}"
             beside = neighbours and variant.company is Company.COMPANY
@@ -537,10 +537,14 @@ class Stage:
             for difference in differences(neighbour_expected(), beside):
                 yield f"neighbour {name}: {difference}"
 
+    def _plain_id(self, doc: str) -> str:
+        """Return a Celery id that no other pool on this broker has."""
+        return f"{self._database.name}/{doc}"
+
     def _celery_ids(self, key: Key) -> list[str]:
         doc = _doc_id(*key)
         if key[1].company is Company.PLAIN:
-            return [doc]
+            return [self._plain_id(doc)]
         record = self._database["docs_tasks"].find_one({"sourceDocId": doc})
         cycles = record["_r"]["cycle"] if record else 0
         name = RecordKey(_task_of(key), doc)
