@@ -179,6 +179,7 @@ class TaskContext:
         """
         run = self._usable()
         when = self._server_time_of(until)
+        run.throttled = True
         in_force = definitions.throttle(run.runtime.connection.globals(), run.task.name, when)
         run.runtime.emit(TaskThrottled(run.task.name, in_force))
 

@@ -25,6 +25,7 @@ from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, documents, records
 from celery_reactive.store.definitions import Controls
 from celery_reactive.store.documents import Gone, Left, MovedOn, Read
+from celery_reactive.worker.company import Company, together
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.finalize import failed_attempt, finalize
 from celery_reactive.worker.heartbeat import HEARTBEAT
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_COMPANY_SECONDS = 1.0
-"""Records of a message that have not started after this are given back: nobody waits behind a slow neighbour."""
+_CONTROLS_SECONDS = 0.1
+"""A pause that begins while a message's records run keeps back those not begun after this at the latest."""
 
 _NEWER_CODE_WAIT = timedelta(seconds=5)
 _NEWER_CODE_PATIENCE = timedelta(minutes=10)
@@ -138,24 +139,27 @@ def _claim(
 
 
 def _run_all(runs: Sequence[Run], body: Body, session: ClientSession) -> int:
-    started = time.monotonic()
+    if len(runs) < 2:  # noqa: PLR2004 -- nobody to wait for
+        return sum(_run_if_owned(run, body, session, None) for run in runs)
     done = 0
-    for number, run in enumerate(runs):
-        if number and (time.monotonic() - started > _COMPANY_SECONDS or _is_held_back(run)):
-            _give_back(runs[number:])
-            break
-        if run.lease_lost:
-            # A process that was frozen must not go on with what it may no longer own.
-            HEARTBEAT.settled(run)
-            continue
-        try:
-            _run(run, body, session)
-        except BaseException:
-            # The process ends with this record; its neighbours have not begun.
-            _give_back(runs[number + 1 :])
-            raise
-        done += 1
+    with together(runs) as company:
+        looked = time.monotonic()
+        while (run := company.next()) is not None:
+            done += _run_if_owned(run, body, session, company)
+            is_old = time.monotonic() - looked > _CONTROLS_SECONDS
+            if run.throttled or (is_old and _is_held_back(run)):
+                break
+            looked = time.monotonic() if is_old else looked
     return done
+
+
+def _run_if_owned(run: Run, body: Body, session: ClientSession, company: Company | None) -> bool:
+    if run.lease_lost:
+        # A process that was frozen must not go on with what it may no longer own.
+        HEARTBEAT.settled(run)
+        return False
+    _run(run, body, session, company)
+    return True
 
 
 def _is_held_back(run: Run) -> bool:
@@ -165,13 +169,7 @@ def _is_held_back(run: Run) -> bool:
         return True
 
 
-def _give_back(runs: Sequence[Run]) -> None:
-    for run in runs:
-        HEARTBEAT.settled(run)
-        finalize(run, GivenBack())
-
-
-def _run(run: Run, body: Body, session: ClientSession) -> None:
+def _run(run: Run, body: Body, session: ClientSession, company: Company | None) -> None:
     unseen = _left_to_newer_code(run) or (_ended_unseen(run, session) if run.outdated else None)
     if unseen is not None:
         HEARTBEAT.settled(run)
@@ -191,6 +189,9 @@ def _run(run: Run, body: Body, session: ClientSession) -> None:
         raise
     finally:
         run.ended = True
+    if company is not None and isinstance(outcome, Completed) and not run.completing and not run.completed:
+        company.completed(run, outcome)
+        return
     _finalize_uninterrupted(run, outcome)
     HEARTBEAT.settled(run)
 

@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 import traceback
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import assert_never
 
@@ -69,6 +70,48 @@ def finalize(run: Run, outcome: Outcome) -> Settled | None:
         run.runtime.emit(_event(run, outcome, settled))
         _wake_planner(run, settled)
     return settled
+
+
+def finalize_together(runs: Sequence[Run], outcomes: Sequence[Completed | GivenBack]) -> None:
+    """Write what several runs of one message came to, and tell of each once it is durable.
+
+    They are alike: all completed, or all given back.
+    """
+    first = outcomes[0]
+    settled = _persist_together(runs, first, [one.duration for one in outcomes if isinstance(one, Completed)] or None)
+    wakes: tuple[Run, Settled] | None = None
+    for run, outcome in zip(runs, outcomes, strict=True):
+        where = settled.get(run.claim.key.exact)
+        if where is None:
+            run.lost = True
+            run.runtime.emit(LeaseLost(str(run.claim.key), run.claim.attempt))
+            continue
+        run.runtime.emit(_event(run, outcome, where))
+        if where.next_run_at is not None:
+            wakes = run, where
+    if wakes is not None:
+        _wake_planner(*wakes)
+
+
+def _persist_together(
+    runs: Sequence[Run], outcome: Completed | GivenBack, durations: Sequence[timedelta] | None
+) -> dict[bytes, Settled]:
+    """Write an outcome of several runs; a database that is away is waited for while a lease may last."""
+    first = runs[0]
+    target = first.runtime.connection.records(first.task)
+    claims = [run.claim for run in runs]
+    wait = _FIRST_WAIT_SECONDS
+    while True:
+        try:
+            return records.settle_together(target, first.task, claims, outcome, durations=durations)
+        except StoreUnavailableError as error:
+            if all(run.lease_lost for run in runs):
+                logger.warning(
+                    "outcomes not written, the leases are over: %s", error, extra={"event": "finalize_failed"}
+                )
+                return {}
+            threading.Event().wait(wait)
+            wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
 
 
 def _tell_of_completion(run: Run) -> Settled:

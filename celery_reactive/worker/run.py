@@ -51,6 +51,8 @@ class Run:
         self.overtaken: RawBSONDocument | None = None
         """`{"v": values}` that a read found moved on."""
         self.document_checked = False
+        self.throttled = False
+        """The handler has asked for all runs of its task to wait."""
         self.gone = False
         self.left = False
         self.completed = False

@@ -459,6 +459,22 @@ def test_each_record_of_a_message_is_a_run_of_its_own(shop: Shop) -> None:
         assert end["state"] == ("RETRY" if doc_id == 3 else "SUCCESS")
 
 
+def test_nobody_waits_behind_a_slow_neighbour(shop: Shop) -> None:
+    """Design, chunks: what ended before it is durable, what has not begun is given back while the neighbour runs."""
+    company = ("quick in company", "slow in company", "behind the slow")
+    shop.plan("waits", *company)
+    shop.database.go.insert_one({"_id": company[0]})
+    shop.publish("waits", *company)
+    shop.wait(lambda: shop.notes("waiting", doc=company[1]))
+    assert shop.settled("waits", company[0])["status"] == "completed"
+    behind = shop.settled("waits", company[2])
+    assert (behind["status"], behind["attempts"]) == ("pending", 0)
+    assert shop.record("waits", company[1])["status"] == "processing"
+    shop.database.go.insert_one({"_id": company[1]})
+    assert shop.settled("waits", company[1])["status"] == "completed"
+    assert not shop.notes("waiting", doc=company[2])
+
+
 def test_a_doubled_message_runs_once(shop: Shop) -> None:
     """B-22."""
     shop.plan("succeeds", "double")

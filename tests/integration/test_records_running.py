@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from bson import Decimal128
 
 from celery_reactive.core import states
 from celery_reactive.core.outcome import (
@@ -594,3 +596,82 @@ def test_outcomes_are_all_walked() -> None:
     """B-24 to B-28: no kind of outcome is left out above."""
     walked = {Completed, Skipped, Errored, Exhausted, Deferred, GivenBack, Overtaken}
     assert walked == set(Outcome.__args__)
+
+
+# --- several runs of one message ---------------------------------------------------------------------------
+
+
+def settle_together(bench: Bench, claims: list[Claim]) -> dict[bytes, records.Settled]:
+    """End runs in success that took 1, 2, 3 … milliseconds."""
+    durations = [timedelta(milliseconds=number) for number, _ in enumerate(claims, start=1)]
+    return records.settle_together(bench.records, bench.task, claims, Completed(TOOK), durations=durations)
+
+
+def test_runs_of_one_message_end_in_one_statement(bench: Bench) -> None:
+    """B-19, B-24: each with its own duration, whatever the ids of its document looks like."""
+    doc_ids: list[Any] = [0, "", "$v", {"a.b": "$$NOW"}, {"b": {"c": 1}}, None, True, 1.5, b"x", Decimal128("2")]
+    bench.plan(*({"_id": doc_id, "on": True, "v": "first"} for doc_id in doc_ids))
+    settled = settle_together(bench, bench.claim(*doc_ids))
+    for number, doc_id in enumerate(doc_ids, start=1):
+        record = bench.record(doc_id)
+        assert settled[bench.key(doc_id).exact] == records.Settled(RecordState.COMPLETED, None)
+        assert record["status"] == "completed"
+        assert record["lastSuccess"]["durationMs"] == number
+        assert record["executionHistory"][-1]["durationMs"] == number
+
+
+def test_one_of_several_whose_document_has_changed_runs_again(bench: Bench) -> None:
+    """B-26: the others complete."""
+    bench.plan(*({"_id": doc_id, "on": True, "v": "first"} for doc_id in (1, 2)))
+    claims = bench.claim(1, 2)
+    bench.plan({"_id": 2, "on": True, "v": "second"})
+    settled = settle_together(bench, claims)
+    assert settled[bench.key(1).exact].state is RecordState.COMPLETED
+    assert settled[bench.key(2).exact].state is RecordState.PENDING
+    assert (bench.state(1), bench.state(2)) == (RecordState.COMPLETED, RecordState.PENDING)
+
+
+def test_one_of_several_that_somebody_else_runs_is_left_to_them(bench: Bench) -> None:
+    """B-27: a process frozen past its lease ends only what it still owns."""
+    bench.plan(*({"_id": doc_id, "on": True, "v": "first"} for doc_id in (1, 2)))
+    first = bench.claim(1, 2)
+    bench.settle(first[1], GivenBack())
+    bench.claim(2)
+    before = bench.raw(2)
+    settle_together(bench, first)
+    assert (bench.state(1), bench.raw(2)) == (RecordState.COMPLETED, before)
+
+
+def test_a_token_that_owns_nothing_ends_nothing(bench: Bench) -> None:
+    """B-27: and says so."""
+    bench.plan(*({"_id": doc_id, "on": True, "v": "first"} for doc_id in (1, 2)))
+    strangers = [dataclasses.replace(claim, token=f"not {claim.token}") for claim in bench.claim(1, 2)]
+    assert settle_together(bench, strangers) == {}
+    assert (bench.state(1), bench.state(2)) == (RecordState.PROCESSING, RecordState.PROCESSING)
+
+
+def test_several_runs_end_only_from_the_states_of_a_run(bench: Bench) -> None:
+    """B-21: the table of transitions, as for one."""
+    bench.plan(*({"_id": doc_id, "on": True, "v": "first"} for doc_id in (1, 2)))
+    claims = bench.claim(1, 2)
+    bench.records.update_one({"_id": bench.key(2).id}, {"$set": {"status": "failed"}})
+    assert settle_together(bench, claims).keys() == {bench.key(1).exact}
+    assert bench.state(2) is RecordState.FAILED
+
+
+def test_several_ends_written_twice_are_as_written_once(bench: Bench) -> None:
+    """B-29: the answer was lost; the second time finds its own marks and changes nothing."""
+    bench.plan(*({"_id": doc_id, "on": True, "v": "first"} for doc_id in (1, 2)))
+    claims = bench.claim(1, 2)
+    once = settle_together(bench, claims)
+    before = [bench.raw(1), bench.raw(2)]
+    assert settle_together(bench, claims) == once
+    assert [bench.raw(1), bench.raw(2)] == before
+
+
+def test_several_are_given_back_in_one_statement(bench: Bench) -> None:
+    """B-28: attempts as before the run."""
+    bench.plan(*({"_id": doc_id, "on": True, "v": "first"} for doc_id in (1, 2)))
+    claims = bench.claim(1, 2)
+    records.settle_together(bench.records, bench.task, claims, GivenBack())
+    assert [(bench.record(one)["status"], bench.record(one)["attempts"]) for one in (1, 2)] == [("pending", 0)] * 2

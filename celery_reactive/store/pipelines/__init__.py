@@ -42,7 +42,7 @@ from celery_reactive.store.pipelines.planning import (
     snapshots_to_adopt,
     unless_known,
 )
-from celery_reactive.store.pipelines.running import renew, settle, start_attempt
+from celery_reactive.store.pipelines.running import renew, settle, start_attempt, took_each
 
 __all__ = [
     "EPOCH",
@@ -66,5 +66,6 @@ __all__ = [
     "snapshots_to_adopt",
     "start_attempt",
     "state_is",
+    "took_each",
     "unless_known",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import assert_never
+from typing import Any, assert_never
 
 from celery_reactive.core.outcome import (
     Completed,
@@ -88,6 +89,7 @@ def settle(
     history_limit: int,
     reset_retries: bool,
     observed_at: object,
+    took: Expression | None = None,
 ) -> list[Stage]:
     """Return the pipeline that ends a run with *outcome*, whatever came in during it (B-24 to B-26, B-33, B-34).
 
@@ -101,11 +103,12 @@ def settle(
         history_limit: Newest entries kept.
         reset_retries: Whether a change starts the attempts anew (B-15); an overtaken run has found one.
         observed_at: Cluster time known before the run's reads: the time of what the worker saw.
+        took: Milliseconds that a completed run took, where the statement ends several; None: the outcome's own.
     """
     return [
         {"$set": {"_r.end": _decisions(outcome)}},
         {"$set": _observation(outcome, observed_at)},
-        {"$set": _books(outcome, history_limit, reset_retries=reset_retries)},
+        {"$set": _books(outcome, history_limit, reset_retries=reset_retries, took=took)},
         {"$set": _target(outcome, debounce)},
         {"$set": _skip_when_off(history_limit)},
         {"$set": {"_r.claim": None, "_r.done": "$_r.claim.token", "_r.sent": False, "_r.dispatches": 0}},
@@ -158,11 +161,23 @@ def _observation(outcome: Outcome, observed_at: object) -> dict[str, Expression]
             return {}
 
 
-def _books(outcome: Outcome, history_limit: int, *, reset_retries: bool) -> dict[str, Expression]:
+def took_each(doc_ids: Sequence[Any], durations: Sequence[timedelta]) -> Expression:
+    """Return an expression for the milliseconds that a record's own run took, found by its document's id."""
+    place = {"$indexOfArray": [literal(list(doc_ids)), "$_id.d"]}
+    return {"$arrayElemAt": [literal([_milliseconds(one) for one in durations]), place]}
+
+
+def _milliseconds(duration: timedelta) -> float:
+    return round(duration / timedelta(milliseconds=1), 3)
+
+
+def _books(
+    outcome: Outcome, history_limit: int, *, reset_retries: bool, took: Expression | None
+) -> dict[str, Expression]:
     """What a reader learns of the run, wherever the record goes."""
     match outcome:
         case Completed(duration=duration):
-            took = round(duration / timedelta(milliseconds=1), 3)
+            took = _milliseconds(duration) if took is None else took
             return {
                 "lastFinalizedAt": NOW,
                 "lastSuccess": {"at": NOW, "durationMs": took},
@@ -174,7 +189,7 @@ def _books(outcome: Outcome, history_limit: int, *, reset_retries: bool) -> dict
                 "_r.deferrals": 0,
             }
         case Skipped(reason=reason, duration=duration):
-            took = round(duration / timedelta(milliseconds=1), 3)
+            took = _milliseconds(duration)
             return {
                 "lastFinalizedAt": NOW,
                 "executionHistory": history("skipped", history_limit, durationMs=took, reason=literal(reason)),
@@ -209,7 +224,7 @@ def _books(outcome: Outcome, history_limit: int, *, reset_retries: bool) -> dict
 
 
 def _error_books(error: Failure, duration: timedelta, history_limit: int) -> dict[str, Expression]:
-    took = round(duration / timedelta(milliseconds=1), 3)
+    took = _milliseconds(duration)
     first_error = if_("$_r.end.dirty", "$firstErrorAt", {"$ifNull": ["$firstErrorAt", NOW]})
     return {
         **failure_fields(error, first_error, history_limit, took=took),

@@ -37,6 +37,7 @@ from celery_reactive.store.records.running import (
     running,
     settle,
     settle_by_token,
+    settle_together,
     states_of,
     was_settled_by,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "seconds_until_next_wake",
     "settle",
     "settle_by_token",
+    "settle_together",
     "states_of",
     "was_settled_by",
 ]

@@ -14,7 +14,7 @@ from pymongo import ReturnDocument
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 
-from celery_reactive.core.outcome import Outcome
+from celery_reactive.core.outcome import Completed, GivenBack, Outcome
 from celery_reactive.core.record import CODEC, Claim, Lease, RecordKey, id_to_text
 from celery_reactive.core.states import CLAIM, COMPLETE, RUNNING, RecordState
 from celery_reactive.core.task import ReactiveTask
@@ -187,6 +187,54 @@ def settle(
         key=claim.key,
         session=session,
     )
+
+
+@translated
+def settle_together(
+    records: Records,
+    task: ReactiveTask,
+    claims: Sequence[Claim],
+    outcome: Completed | GivenBack,
+    *,
+    durations: Sequence[timedelta] | None = None,
+) -> dict[bytes, Settled]:
+    """End several runs of one message, of one token, that came to the same, in one statement.
+
+    Args:
+        records: Records collection.
+        task: Definition.
+        claims: The runs' claims.
+        outcome: What each of them came to.
+        durations: How long each took; None: what the outcome says.
+
+    Returns:
+        Where the records are, by the `exact` form of their keys. One that is missing was not owned any more. Doing it
+        again is safe, and finds those that the first time has written; it finds as well what a rescuer has ended
+        under this token, so that a run whose lease may be over is ended alone.
+
+    Raises:
+        StoreUnavailableError: Unknown whether they were written.
+    """
+    token, ids = claims[0].token, [claim.key.id for claim in claims]
+    records.update_many(
+        {"_id": {"$in": ids}, "_r.claim.token": token, **pipelines.state_is(COMPLETE.sources)},
+        pipelines.settle(
+            outcome,
+            debounce=task.debounce,
+            history_limit=task.execution_history_limit,
+            reset_retries=task.retry_policy.reset_retries_on_data_change,
+            observed_at=claims[0].cluster_time,
+            took=durations and pipelines.took_each([claim.key.doc_id for claim in claims], durations),
+        ),
+        hint=BY_ID,
+    )
+    left = {"_id": {"$in": ids}, "_r.done": token}
+    return {
+        RecordKey(record["_id"]["t"], record["_id"]["d"]).exact: Settled(
+            RecordState(record["status"]), record["nextRunAt"]
+        )
+        for record in records.find(left, projection=["status", "nextRunAt"], hint=BY_ID)
+    }
 
 
 @translated
