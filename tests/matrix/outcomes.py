@@ -1,8 +1,9 @@
 """The axes of the matrix, and what each of its cells must come to.
 
 A cell is a pool, a broker, an outcome and a variant: whether the message names one record or several, and when it is
-acknowledged; or a plain Celery task. What is expected depends on pool, outcome and company alone: neither the broker
-nor the time of the acknowledgement makes a difference to a record. `stage` plays the cells, `report` shows them.
+acknowledged; or a plain Celery task. What is expected depends on pool, outcome and company: neither the broker (but
+where Celery itself fails on one) nor the time of the acknowledgement makes a difference to a record. `stage` plays the
+cells, `report` shows them.
 """
 
 from __future__ import annotations
@@ -163,16 +164,23 @@ _AGAIN_ALONE = Expected(_COMPLETED, ((_COMPLETED,),), (2,), AT_ONCE_SECONDS, _SA
 """Lost in company: which of the records it was is not known, so that it costs none an attempt (B-28)."""
 
 
-def expected(pool: Pool, outcome: Outcome, company: Company) -> Expected:
+def expected(pool: Pool, broker: Broker, outcome: Outcome, company: Company) -> Expected:
     """Return what a record must show after *outcome* on *pool*.
 
     A message of several records is reported at its end: an attempt that is repeated before is not told any more.
     """
+    if outcome is Outcome.COLD and _stops_badly(pool, broker):
+        outcome = Outcome.CRASH
     right = _expected(pool, outcome, company)
     if company is Company.ALONE:
         return right
     shorter = tuple(row[1:] for row in right.flower if row[0] == _RETRY)
     return dataclasses.replace(right, flower=(*right.flower, *shorter))
+
+
+def _stops_badly(pool: Pool, broker: Broker) -> bool:
+    """Whether Celery's own cold shutdown fails: it speaks AMQP in a callback of gevent's loop, which must not wait."""
+    return pool is Pool.GEVENT and broker is not Broker.VALKEY
 
 
 def _expected(pool: Pool, outcome: Outcome, company: Company) -> Expected:
@@ -264,9 +272,9 @@ class Seen:
     note: str = ""
 
 
-def faults(pool: Pool, outcome: Outcome, company: Company, seen: Seen) -> list[str]:
+def faults(pool: Pool, broker: Broker, outcome: Outcome, company: Company, seen: Seen) -> list[str]:
     """Return in words how a record's cell differs from what is expected; empty: it does not."""
-    right = expected(pool, outcome, company)
+    right = expected(pool, broker, outcome, company)
     found = list(seen.neighbours)
     if seen.note:
         found.append(seen.note)
@@ -305,14 +313,15 @@ def findings(cells: Mapping[Cell, Seen]) -> list[str]:
         f"{pool} | {broker} | {outcome} | {variant}: {fault}"
         for (pool, broker, outcome, variant), seen in cells.items()
         if variant.company is not Company.PLAIN
-        for fault in faults(pool, outcome, variant.company, seen)
+        for fault in faults(pool, broker, outcome, variant.company, seen)
     ]
 
 
 # --- compared with plain Celery ----------------------------------------------------------------------
 
 _WITHOUT_END = {"STARTED", "RECEIVED", "RETRY", ""}
-_LATER_SECONDS = 3.0
+_LATER_SECONDS = 4.0
+"""A worker's restart takes seconds, and is not the same one for both where each cell ends its worker."""
 _LEASE = (
     "with late acknowledgement RabbitMQ delivers again at once; a record waits for its lease to end, which alone shows "
     "that the worker is not merely cut off"
@@ -323,15 +332,19 @@ def is_worse(seen: Seen, plain: Seen) -> bool:
     """Whether a plain task came off better: done, done sooner, with fewer calls, or seen to end in Flower."""
     if plain.done and not seen.done:
         return True
-    if plain.done and (seen.calls > plain.calls or _later(seen) > _later(plain) + _LATER_SECONDS):
+    if plain.done and (seen.calls > plain.calls or _later(seen) > 2 * _later(plain) + _LATER_SECONDS):
         return True
     return _last(plain.flower) not in _WITHOUT_END and _last(seen.flower) in _WITHOUT_END
 
 
 def excuse(pool: Pool, broker: Broker, outcome: Outcome) -> str | None:
     """Return the sentence that says why a record may come off worse there; None: it may not."""
+    if broker is Broker.VALKEY:
+        return None
+    if outcome is Outcome.COLD and _stops_badly(pool, broker):
+        return f"Celery's cold shutdown fails here with an error of gevent, before it tells of its runs; {_LEASE}"
     lost = outcome is Outcome.CRASH or (outcome is Outcome.SEGV and not pool.has_processes)
-    return _LEASE if lost and broker is not Broker.VALKEY else None
+    return _LEASE if lost else None
 
 
 def comparisons(cells: Mapping[Cell, Seen]) -> list[str]:

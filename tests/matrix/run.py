@@ -24,7 +24,7 @@ from tests.matrix import report
 from tests.matrix.outcomes import Broker, Cell, Outcome, Pool, Seen, comparisons, findings
 from tests.matrix.stage import Key, Servers, Stage
 
-AT_A_TIME = 5
+AT_A_TIME = 4
 
 
 def play(combinations: Iterable[tuple[Pool, Broker]], outcomes: Sequence[Outcome] = tuple(Outcome)) -> dict[Cell, Seen]:
