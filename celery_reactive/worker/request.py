@@ -11,6 +11,7 @@ message that names several is told of each.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Callable, Sequence
@@ -116,6 +117,14 @@ class ReactiveRequest(Request):
             self.terminate(pool, signal)
         else:
             logger.info("not terminated, the run has ended", extra={"event": "ended_before"})
+
+    def cancel(self, pool: Any, signal: Any = None, **options: Any) -> None:
+        """As Celery's at a cold stop; a pool that cannot end a run lets it go on (B-68).
+
+        Solo and threads say so by an error, which on solo would be raised inside the handler.
+        """
+        with contextlib.suppress(NotImplementedError):
+            super().cancel(pool, signal, **options)
 
     def on_success(self, failed__retval__runtime: Any, **options: Any) -> None:
         """As Celery's; what was terminated or given up has been told of already."""
