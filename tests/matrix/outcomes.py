@@ -233,10 +233,20 @@ def _lost(pool: Pool, outcome: Outcome, company: Company) -> Expected:
 
 
 def _soft(pool: Pool) -> Expected:
-    """Celery waits in the only thread of solo, on top of the handler, and then stops it as by a cold shutdown."""
-    if pool is not Pool.SOLO:
-        return _RUNS_THROUGH
-    return dataclasses.replace(_cold(pool), within_seconds=SOFT_SECONDS + AT_ONCE_SECONDS)
+    """Return what a soft shutdown comes to, which Celery cannot make on two pools.
+
+    It waits in the only thread of solo, on top of the handler, and then stops as by a cold shutdown. In a callback of
+    gevent's loop it must not wait and fails: runs go on until the process ends, and what they tell may not arrive.
+    """
+    match pool:
+        case Pool.SOLO:
+            return dataclasses.replace(_cold(pool), within_seconds=SOFT_SECONDS + AT_ONCE_SECONDS)
+        case Pool.GEVENT:
+            history = ((_COMPLETED,), (_FAILED, _COMPLETED))
+            flower = ((_SUCCESS,), (_RETRY, _SUCCESS), ("STARTED",))
+            return Expected(_COMPLETED, history, (1, 2), BY_LEASE_SECONDS, flower)
+        case _:
+            return _RUNS_THROUGH
 
 
 def _cold(pool: Pool) -> Expected:
@@ -326,6 +336,7 @@ _LEASE = (
     "with late acknowledgement RabbitMQ delivers again at once; a record waits for its lease to end, which alone shows "
     "that the worker is not merely cut off"
 )
+_FAILS_ON_GEVENT = "Celery's own shutdown fails here with an error of gevent before it tells of its runs"
 
 
 def is_worse(seen: Seen, plain: Seen) -> bool:
@@ -339,12 +350,12 @@ def is_worse(seen: Seen, plain: Seen) -> bool:
 
 def excuse(pool: Pool, broker: Broker, outcome: Outcome) -> str | None:
     """Return the sentence that says why a record may come off worse there; None: it may not."""
-    if broker is Broker.VALKEY:
-        return None
+    if outcome is Outcome.SOFT and pool is Pool.GEVENT:
+        return f"{_FAILS_ON_GEVENT}, and which runs end before the process does is chance"
     if outcome is Outcome.COLD and _stops_badly(pool, broker):
-        return f"Celery's cold shutdown fails here with an error of gevent, before it tells of its runs; {_LEASE}"
+        return f"{_FAILS_ON_GEVENT}; {_LEASE}"
     lost = outcome is Outcome.CRASH or (outcome is Outcome.SEGV and not pool.has_processes)
-    return _LEASE if lost else None
+    return _LEASE if lost and broker is not Broker.VALKEY else None
 
 
 def comparisons(cells: Mapping[Cell, Seen]) -> list[str]:

@@ -286,7 +286,7 @@ class Stage:
             with self._held_back():
                 for outcome in some:
                     self._send([(outcome, variant) for variant in VARIANTS], QUICK[outcome])
-            self._settle(some, patience=1.5)
+            self._settle([(outcome, variant) for outcome in some for variant in VARIANTS], patience=1.5)
 
     def _play_one(self, outcome: Outcome) -> None:
         match outcome:
@@ -344,7 +344,7 @@ class Stage:
         if act is not None:
             self.wait(lambda: self._called(keys))
             act(keys)
-        self._settle([outcome], patience=2)
+        self._settle(keys, patience=2)
 
     def _play_revoked(self) -> None:
         keys = [(Outcome.REVOKED, variant) for variant in VARIANTS]
@@ -353,7 +353,7 @@ class Stage:
             self._revoke(keys, terminate=False)
             self._send([key for key in keys if key[1] not in REACTIVE], "success")
         self._acted.update((key, self._resumed_at) for key in keys)
-        self._settle([Outcome.REVOKED], patience=1.5)
+        self._settle(keys, patience=1.5)
 
     @contextlib.contextmanager
     def _held_back(self) -> Iterator[None]:
@@ -388,24 +388,21 @@ class Stage:
         if documents:
             self._database.docs.insert_many(documents)
 
-    def _settle(self, outcomes: Sequence[Outcome], patience: float) -> None:
+    def _settle(self, keys: Sequence[Key], patience: float) -> None:
         """Wait until the records are at rest, and a while longer for the plain tasks."""
-        ids = [doc["_id"] for outcome in outcomes for doc in self._docs_of(outcome)]
+        ids = [found["_id"] for key in keys for found in self._documents_of(key)]
         records = self._database["docs_tasks"]
         at_rest = {"sourceDocId": {"$in": ids}, "status": {"$in": ["completed", "failed"]}, "_r.claim": None}
         with contextlib.suppress(AssertionError):  # what is not at rest is seen to be in another state
             self.wait(lambda: records.count_documents(at_rest) >= len(ids), timeout=_SETTLING_SECONDS)
         deadline = time.monotonic() + patience
-        plain = [_doc_id(*key) for key in self._played if key[0] in outcomes and key[1].company is Company.PLAIN]
-        self.wait(
-            lambda: (
-                time.monotonic() > deadline
-                or set(self._database.runs.distinct("doc", {"doc": {"$in": plain}, "ok": True})) == set(plain)
-            )
-        )
+        plain = {_doc_id(*key) for key in keys if key[1].company is Company.PLAIN and key[0] not in NOT_PLAIN}
+        done = {"doc": {"$in": list(plain)}, "ok": True}
+        self.wait(lambda: time.monotonic() > deadline or set(self._database.runs.distinct("doc", done)) == plain)
 
-    def _docs_of(self, outcome: Outcome) -> list[Document]:
-        return list(self._database.docs.find({"_id": {"$regex": f"^{outcome.name}/"}}, {"_id": 1}))
+    def _documents_of(self, key: Key) -> list[Document]:
+        """Return the document of a cell and those beside it."""
+        return list(self._database.docs.find({"_id": {"$regex": f"^{_doc_id(*key)}(/|$)"}}, {"_id": 1}))
 
     # --- what is done to a run or a worker -------------------------------------------------------
 
