@@ -106,7 +106,9 @@ def _shared_task_of(app: Celery, proxy: Proxy) -> Task:
 
 
 def _refuse_what_is_no_handler(target: Any, function: Callable[..., Any] | None) -> None:
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if _wraps_a_task(target):
+        problem = "expected @reactive_task next to the decorator that makes the Celery task; move yours below both"
+    elif inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         problem = "expected a function or coroutine function, got a generator function"
     elif isinstance_unevaluated(target, (type,)):
         problem = "expected a function or a Celery task, got a class; decorate what app.register_task returns"
@@ -115,6 +117,35 @@ def _refuse_what_is_no_handler(target: Any, function: Callable[..., Any] | None)
     else:
         return
     raise ConfigurationError(_provisional_name(function), [problem])
+
+
+def _wraps_a_task(target: Any) -> bool:
+    """Whether *target* is what a decorator of the user's has made of a Celery task: a function, and no task."""
+    if isinstance_unevaluated(target, (Task, Proxy)):
+        return False
+    inner = getattr(target, "__wrapped__", None)
+    while inner is not None and not isinstance_unevaluated(inner, (Task, Proxy)):
+        inner = getattr(inner, "__wrapped__", None)
+    return inner is not None
+
+
+def _refuse_other_arguments(task: Task) -> None:
+    """Refuse a handler that cannot be called with a context alone.
+
+    Raises:
+        ConfigurationError: It takes more, or less.
+    """
+    try:
+        signature = inspect.signature(task.run)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        problem = (
+            f"expected a handler of one argument, the context (after `self` with bind=True), got {signature}: {error}"
+        )
+        raise ConfigurationError(task.name, [problem]) from error
 
 
 def _provisional_name(function: Callable[..., Any] | None) -> str:
@@ -177,6 +208,7 @@ def _make_reactive(task: Task, options: dict[str, Any]) -> None:
             return
         raise ConfigurationError(task.reactive.name, ["expected one @reactive_task on a Celery task, got two"])
     definition = declare(task.name, options)
+    _refuse_other_arguments(task)
     handle = Reactive.of(task.app)
     handle.registry.add(definition, celery_name=task.name)
     tracer = task.__dict__.pop("__trace__", None)

@@ -60,6 +60,8 @@ def message_for(*, namespace: str, due: Sequence[Due], max_attempts: int | None)
         "kwargsrepr": "{}",
         "retries": single.attempts if single else 0,
         "ignore_result": True,
+        # A task's own would let its records fail while no worker is there.
+        "expires": None,
     }
 
 

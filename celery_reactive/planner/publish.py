@@ -163,6 +163,9 @@ class Publisher:
             due=message.due,
             max_attempts=task.retry_policy.max_attempts,
         )
+        if "json" in self._app.conf.accept_content:
+            # Of ids as text: every worker that takes JSON can read it, whatever the task's own serializer.
+            options["serializer"] = "json"
 
         def send(producer: Any) -> object:
             return celery_task.apply_async(producer=producer, retry=False, **options)

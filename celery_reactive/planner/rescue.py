@@ -15,9 +15,10 @@ from datetime import timedelta
 from celery_reactive.core.loss import after_loss
 from celery_reactive.core.outcome import Failure, GivenBack
 from celery_reactive.core.record import Lease
+from celery_reactive.core.states import RecordState
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import LeaseLostError, StatementFailedError, StoreBusyError
-from celery_reactive.events import LeaseExpired
+from celery_reactive.events import LeaseExpired, RunFailed
 from celery_reactive.planner.plan import PlannedTask
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import records
@@ -92,6 +93,9 @@ class Rescuer:
             )
             return False
         self._runtime.emit(LeaseExpired(str(lease.key), settled.state))
+        if settled.state is RecordState.FAILED:
+            seconds = (lease.now - lease.started_at).total_seconds()
+            self._runtime.emit(RunFailed(str(lease.key), lease.attempts, _VANISHED.message, seconds))
         return True
 
     def _end(self, target: Records, task: ReactiveTask, lease: Lease) -> Settled:

@@ -70,6 +70,8 @@ class _Current(threading.local):
 
     next: tuple[Run, TaskContext] | None = None
     run: Run | None = None
+    celery_id: str | None = None
+    """Of `run`."""
     asked: Retry | None = None
     """What `retry(throw=False)` returned in this run."""
     outcome: Outcome | None = None
@@ -166,7 +168,7 @@ class ReactiveMixin(Task):
         **options: Any,
     ) -> Retry:
         """As Celery's, but through the record: a failed attempt with that countdown, no second message (B-40)."""
-        run = _current.run
+        run = self._own_run()
         if run is None:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         cause = exc or sys.exception()
@@ -183,15 +185,22 @@ class ReactiveMixin(Task):
 
     def replace(self, sig: Any) -> Any:
         """Refused while a record is run: the task that took its place would not end the record (B-40)."""
-        if _current.run is not None:
-            raise ImproperlyConfigured(f"{_current.run.claim.key}: a reactive run cannot be replaced by another task")
+        run = self._own_run()
+        if run is not None:
+            raise ImproperlyConfigured(f"{run.claim.key}: a reactive run cannot be replaced by another task")
         return super().replace(sig)
 
     def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:  # noqa: FBT001, FBT002 -- Celery's signature
         """Refused while a record is run: a record's run belongs to no chord (B-40)."""
-        if _current.run is not None:
-            raise ImproperlyConfigured(f"{_current.run.claim.key}: a reactive run cannot add to a chord")
+        run = self._own_run()
+        if run is not None:
+            raise ImproperlyConfigured(f"{run.claim.key}: a reactive run cannot add to a chord")
         return super().add_to_chord(sig, lazy)
+
+    def _own_run(self) -> Run | None:
+        """Return the run that this task is in; None in a call of the user's, also where another run makes that call."""
+        run = _current.run
+        return run if run is not None and self.request.id == _current.celery_id else None
 
     # --- one message -----------------------------------------------------------------------------
 
@@ -259,7 +268,8 @@ class ReactiveMixin(Task):
 
     def _run_record(self, run: Run, context: TaskContext) -> None:
         """Call the handler; tell the tracer, by what is raised, what Celery shall make of it."""
-        outer, _current.run, _current.asked = _current.run, run, None
+        outer, outer_id = _current.run, _current.celery_id
+        _current.run, _current.celery_id, _current.asked = run, self.request.id, None
         cause: BaseException | None = None
         try:
             self._call_handler(run, context)
@@ -270,7 +280,7 @@ class ReactiveMixin(Task):
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the user's code may raise anything
             cause = error
         finally:
-            _current.run = outer
+            _current.run, _current.celery_id = outer, outer_id
             run.ended = True
         confirm_completion(run)
         if cause is None:

@@ -67,7 +67,7 @@ def finalize(run: Run, outcome: Outcome) -> Settled | None:
         run.lost = True
         run.runtime.emit(LeaseLost(str(run.claim.key), run.claim.attempt))
     else:
-        run.runtime.emit(_event(run, outcome, settled))
+        run.runtime.emit(event_of(str(run.claim.key), run.claim.attempt, outcome, settled))
         _wake_planner(run, settled)
     return settled
 
@@ -86,7 +86,7 @@ def finalize_together(runs: Sequence[Run], outcomes: Sequence[Completed | GivenB
             run.lost = True
             run.runtime.emit(LeaseLost(str(run.claim.key), run.claim.attempt))
             continue
-        run.runtime.emit(_event(run, outcome, where))
+        run.runtime.emit(event_of(str(run.claim.key), run.claim.attempt, outcome, where))
         if where.next_run_at is not None:
             wakes = run, where
     if wakes is not None:
@@ -118,7 +118,7 @@ def _tell_of_completion(run: Run) -> Settled:
     """Tell what `mark_completed` has written; the record may be in another run by now."""
     written, settled = run.settled or (Completed(run.elapsed), Settled(RecordState.COMPLETED, None))
     outcome = Completed(run.elapsed) if isinstance(written, Completed) else written
-    run.runtime.emit(_event(run, outcome, settled))
+    run.runtime.emit(event_of(str(run.claim.key), run.claim.attempt, outcome, settled))
     _wake_planner(run, settled)
     return settled
 
@@ -177,8 +177,15 @@ def _persist(run: Run, outcome: Outcome) -> Settled | None:
             wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
 
 
-def _event(run: Run, outcome: Outcome, settled: Settled) -> Event:
-    record, attempt = str(run.claim.key), run.claim.attempt
+def event_of(record: str, attempt: int, outcome: Outcome, settled: Settled) -> Event:
+    """Return what is told of a run's durable end.
+
+    Args:
+        record: Its key, for people.
+        attempt: Number of the attempt.
+        outcome: What it came to.
+        settled: Where that left the record.
+    """
     match outcome:
         case Completed(duration=duration):
             return RunFinished(record, attempt, settled.state, duration.total_seconds())

@@ -33,10 +33,12 @@ from celery_reactive.core.record import Lease, RecordKey, id_to_text
 from celery_reactive.core.states import RecordState
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import LeaseLostError
+from celery_reactive.events import RunFailed
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import records
 from celery_reactive.worker import monitors
 from celery_reactive.worker.celery_task import ONE_ONLY, REPORT, TOKEN, NothingRunError
+from celery_reactive.worker.finalize import event_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,9 @@ class ReactiveRequest(Request):
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
         self._is_reactive = is_reactive(self._request_dict)
+        if self._is_reactive:
+            # A wake-up does not grow old: what it is for is the record's matter.
+            self._expires = self._request_dict["expires"] = None
         self._runs: dict[str, Named] = {}
         """The records named, by their Celery ids."""
         self._ended: dict[str, Outcome] = {}
@@ -281,7 +286,7 @@ class ReactiveRequest(Request):
             self._end(lambda task, lease: after_loss(task, lease, error))
         self.acknowledge()
         if not state.should_terminate:
-            logger.error("run ended with its process: %r", cause, extra={"event": "process_lost"})
+            logger.error("%s ended with its process: %r", self.humaninfo(), cause, extra={"event": "process_lost"})
             for celery_id in self._runs:
                 self._tell_of_loss(celery_id, cause)
 
@@ -343,11 +348,12 @@ class ReactiveRequest(Request):
             for lease in records.claimed_with(target, keys, self._token):
                 outcome = decide(task, lease)
                 try:
-                    records.settle_by_token(target, task, lease.key, lease.token, outcome)
+                    settled = records.settle_by_token(target, task, lease.key, lease.token, outcome)
                 except LeaseLostError:
                     logger.info("run had ended by itself", extra={"event": "ended_before"})
                 else:
                     self._ended[ids[id_to_text(lease.key.doc_id)]] = outcome
+                    runtime.emit(event_of(str(lease.key), lease.attempts, outcome, settled))
             others = [run.key for celery_id, run in self._runs.items() if celery_id not in self._ended]
             found = records.states_of(target, others) if others else {}
             self._states = {ids[id_to_text(key.doc_id)]: where for key, where in found}
@@ -358,7 +364,9 @@ class ReactiveRequest(Request):
         def revoke(runtime: Runtime, task: ReactiveTask) -> None:
             target = runtime.connection.records(task)
             for celery_id in chosen:
-                records.revoke(target, task, self._runs[celery_id].key, error)
+                run = self._runs[celery_id]
+                if records.revoke(target, task, run.key, error):
+                    runtime.emit(RunFailed(str(run.key), run.attempts, error.message, 0.0))
 
         self._briefly(revoke)
 

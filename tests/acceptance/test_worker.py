@@ -383,6 +383,13 @@ def test_autoretry_sees_what_a_coroutine_raises(shop: Shop) -> None:
     assert (record["status"], record["lastError"], waits(record)) == ("pending", "'auto'", timedelta(hours=1))
 
 
+def test_another_tasks_retry_is_not_this_runs(shop: Shop) -> None:
+    """B-40: a reactive task that a handler calls itself is the user's own call, whose `retry` raises its error."""
+    shop.run("asks_for_help", "helped")
+    assert shop.settled("asks_for_help", "helped")["status"] == "completed"
+    assert shop.notes("not helped", doc="helped")
+
+
 def test_a_cancelled_coroutine_is_a_failed_attempt(shop: Shop) -> None:
     """B-1, B-25: and no more than that; the process goes on, whether attempts are left or not."""
     shop.run("is_cancelled", "c")
@@ -484,6 +491,17 @@ def test_a_doubled_message_runs_once(shop: Shop) -> None:
     shop.run("succeeds", "after the double")
     shop.settled("succeeds", "after the double")
     assert len(shop.notes("ran", doc="double")) == 1
+
+
+def test_a_message_does_not_expire(shop: Shop) -> None:
+    """B-22: it is a wake-up; one that comes late must not fail a record that nobody has run."""
+    shop.plan("succeeds", "late")
+    definition = shop.runtime.registry.get("succeeds")
+    due = Due(RecordKey("succeeds", "late"), 0, 0, alone=False)
+    namespace = shop.runtime.connection.namespace(definition)
+    late = {**message_for(namespace=namespace, due=[due], max_attempts=1), "expires": -60}
+    shop.app.tasks["succeeds"].apply_async(**late)
+    assert shop.settled("succeeds", "late")["status"] == "completed"
 
 
 @pytest.mark.parametrize(
@@ -720,6 +738,8 @@ def test_monitors_see_whether_a_lost_process_is_tried_again(shop: Shop, doc_id: 
         shop.wait(lambda: any(event.get("uuid") == marker and event["type"] == "task-succeeded" for event in events))
         told = [event["type"] for event in events if event.get("uuid") == celery_id]
     assert told == ["task-received", "task-started", end]
+    said = "run failed, no attempts left" if end == "task-failed" else "run failed, will be tried again"
+    assert any(said in line and doc_id in line for line in shop.worker.text().splitlines())
 
 
 def test_the_workers_parent_starts_no_thread(shop: Shop) -> None:

@@ -245,6 +245,19 @@ def waits(self, ctx):
         time.sleep(0.05)
 
 
+@reactive({"bind": True})
+def helps(self, ctx):
+    raise self.retry(exc=KeyError("its own"), countdown=100)
+
+
+@reactive()
+def asks_for_help(ctx):
+    try:
+        helps(1)
+    except KeyError:
+        note("not helped", doc=ctx.doc_id)
+
+
 @reactive()
 def in_company(ctx):
     note("ran", doc=ctx.doc_id)

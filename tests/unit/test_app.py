@@ -201,6 +201,45 @@ def test_reactive_below_the_celery_task_is_refused(new_app: MakeApp, monkeypatch
         _ = Reactive.of(app).runtime
 
 
+def test_a_decorator_between_is_refused(new_app: MakeApp) -> None:
+    """B-1: what it makes of a Celery task is a function; a second task would come of it, with none of the options."""
+    app = new_app()
+    task = app.task(name="one")(handle)
+
+    @functools.wraps(task)
+    def audited(ctx: Any) -> None:
+        task(ctx)
+
+    with pytest.raises(ConfigurationError, match="expected @reactive_task next to the decorator"):
+        reactive_task(collection="docs")(audited)
+
+
+def takes_nothing() -> None:
+    """Do nothing."""
+
+
+def takes_two(one: object, ctx: object) -> tuple[object, object]:
+    """Return both."""
+    return one, ctx
+
+
+def wants_more(ctx: object, *, how: str) -> tuple[object, str]:
+    """Return both."""
+    return ctx, how
+
+
+@pytest.mark.parametrize(
+    ("function", "bind"), [(takes_nothing, False), (takes_two, False), (handle, True), (wants_more, False)]
+)
+def test_a_handler_takes_the_context_alone(new_app: MakeApp, function: Any, *, bind: bool) -> None:
+    """B-31: one that cannot be called is refused at once, and not with each message."""
+    app = new_app()
+    app.finalize()
+    task = app.task(name="one", bind=bind)(function)
+    with pytest.raises(ConfigurationError, match="one: expected a handler of one argument, the context"):
+        reactive_task(collection="docs")(task)
+
+
 @pytest.mark.parametrize("target", [5, None, functools.partial(handle, 1)], ids=["a number", "nothing", "a partial"])
 def test_what_is_no_function_is_refused(target: Any) -> None:
     """B-2: with what was expected."""
