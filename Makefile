@@ -22,6 +22,8 @@ CHECKS := $(sort $(wildcard tools/check_*.py))
 TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/docs tests/matrix tests/fault/test_chaos.py)
 # Minutes long: with the faults, where it belongs.
 LONG := tests/acceptance/test_broker_contents.py
+# Most of a test's time is waiting: two at a time, of different files.
+PARALLEL ?= 2
 PYTEST_OPTIONS ?=
 DEMO_OPTIONS ?=
 SECONDS ?= 600
@@ -33,7 +35,7 @@ demo: $(STAMP)
 	$(BIN)/celery-reactive demo $(DEMO_OPTIONS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(TESTS) $(LONG:%=--ignore=%) $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -n $(PARALLEL) --dist loadfile $(TESTS) $(LONG:%=--ignore=%) $(PYTEST_OPTIONS)
 
 fault: $(STAMP)
 	$(BIN)/python -m pytest tests/fault $(LONG) $(PYTEST_OPTIONS)
