@@ -129,7 +129,7 @@ def misbehave(self, do):
         case "error_once":
             raise ValueError("once")
         case "retry":
-            raise self.retry(countdown=0.3)
+            raise self.retry(countdown=1)
         case "autoretry":
             raise AutoError("once")
         case "memory":
@@ -146,7 +146,7 @@ def misbehave(self, do):
 def define(acks, limited):
     """Make the reactive tasks and the plain one of these options."""
     options = {"bind": True, "shared": False, "acks_late": acks == "late", "autoretry_for": (AutoError,)}
-    options["retry_kwargs"] = {"countdown": 0.3}
+    options["retry_kwargs"] = {"countdown": 1}
     if limited:
         options.update(soft_time_limit=SOFT_LIMIT, time_limit=HARD_LIMIT)
     suffix = f"{acks}_limited" if limited else acks

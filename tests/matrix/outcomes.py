@@ -170,7 +170,7 @@ def expected(pool: Pool, broker: Broker, outcome: Outcome, company: Company) -> 
     A message of several records is reported at its end: an attempt that is repeated before is not told any more.
     """
     if outcome is Outcome.COLD and _stops_badly(pool, broker):
-        outcome = Outcome.CRASH
+        outcome = Outcome.SOFT
     right = _expected(pool, outcome, company)
     if company is Company.ALONE:
         return right
@@ -291,6 +291,8 @@ def faults(pool: Pool, broker: Broker, outcome: Outcome, company: Company, seen:
     if seen.overlaps:
         found.append("two calls at the same time")
     found += differences(right, seen)
+    if outcome.name not in seen.flower_args:
+        found.append(f"Flower shows {seen.flower_args or 'no'} arguments")
     if seen.landed_seconds is not None and seen.landed_seconds > right.within_seconds:
         found.append(f"in the record after {seen.landed_seconds:.1f} s, expected {right.within_seconds:g} s")
     return found

@@ -73,7 +73,7 @@ def _cell_of(row: dict[str, Any]) -> Cell:
 
 
 def _seen_of(row: dict[str, Any]) -> Seen:
-    fields = {name: row[name] for name in Seen.__dataclass_fields__}
+    fields = {name: row[name] for name in Seen.__dataclass_fields__ if name in row}
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return Seen(**{**fields, **lists})
 

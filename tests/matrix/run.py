@@ -49,7 +49,8 @@ def play(combinations: Iterable[tuple[Pool, Broker]], outcomes: Sequence[Outcome
 
 
 def to_text(cells: dict[Cell, Seen], took_seconds: float) -> str:
-    """Return the results as they are stored: a line for each cell."""
+    """Return the results as they are stored: a line for each cell, without what is as in any `Seen`."""
+    defaults = dataclasses.asdict(Seen())
     rows = [
         {
             "pool": pool.name,
@@ -57,13 +58,26 @@ def to_text(cells: dict[Cell, Seen], took_seconds: float) -> str:
             "outcome": outcome.name,
             "company": variant.company.value,
             "acks": variant.acks,
-            **dataclasses.asdict(seen),
+            **{name: value for name, value in dataclasses.asdict(seen).items() if value != defaults[name]},
         }
         for (pool, broker, outcome, variant), seen in cells.items()
     ]
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     head = json.dumps({"celery": celery.__version__, "took_seconds": round(took_seconds)})
     return f'{head[:-1]}, "cells": [\n{lines}\n]}}\n'
+
+
+def _store(cells: dict[Cell, Seen], took_seconds: float) -> None:
+    """Put what was played into the stored results of this version of Celery, and those into the page."""
+    version = ".".join(celery.__version__.split(".")[:2])
+    known: dict[Cell, Seen] = {}
+    if version in report.stored_versions():
+        result, known = report.stored(version)
+        if not known.keys() <= cells.keys():
+            took_seconds = result["took_seconds"]
+    report.RESULTS.mkdir(exist_ok=True)
+    (report.RESULTS / f"celery-{version}.json").write_text(to_text(known | cells, took_seconds))
+    report.main()
 
 
 def main() -> None:
@@ -73,7 +87,11 @@ def main() -> None:
     parser.add_argument("--broker", action="append", choices=[broker.name for broker in Broker], help="default: all")
     parser.add_argument("--outcome", action="append", choices=[one.name for one in Outcome], help="default: all")
     parser.add_argument("--json", type=Path, help="store the results in this file")
-    parser.add_argument("--write", action="store_true", help="store the results, and put the tables into the page")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="store the results beside those of cells not played now, and put the tables into the page",
+    )
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("tests.matrix").setLevel(logging.INFO)
@@ -90,10 +108,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(to_text(cells, took))
     if options.write:
-        report.RESULTS.mkdir(exist_ok=True)
-        name = "celery-" + ".".join(celery.__version__.split(".")[:2])
-        (report.RESULTS / f"{name}.json").write_text(to_text(cells, took))
-        report.main()
+        _store(cells, took)
     found = findings(cells) + comparisons(cells)
     print("\n".join(found))
     print(f"{len(cells)} cells in {took:.0f} s, {len(found)} findings")

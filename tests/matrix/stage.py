@@ -58,6 +58,7 @@ SLOTS = len(VARIANTS)
 _LOADING = threading.Lock()
 _PATIENCE_SECONDS = 60.0
 _SETTLING_SECONDS = 30.0
+_MOST_NEIGHBOURS = 5
 _FLOWER_STATES = {"retried": "RETRY", "failed": "FAILURE", "revoked": "REVOKED", "succeeded": "SUCCESS"}
 _RUNNING = {"processing", "processing_dirty"}
 
@@ -281,11 +282,13 @@ class Stage:
                 logger.info("%s, %s, %s: %.1f s", self.pool, self.broker, outcome, time.monotonic() - started)
 
     def _play_quick(self, outcomes: Sequence[Outcome]) -> None:
-        half = (len(outcomes) + 1) // 2
-        for some in (outcomes[:half], outcomes[half:]):
+        # Neighbours in a message, but not so many that some would have to wait and go alone.
+        half = (len(outcomes) + 1) // 2 if len(outcomes) > _MOST_NEIGHBOURS else len(outcomes)
+        for some in filter(None, (outcomes[:half], outcomes[half:])):
             with self._held_back():
                 for outcome in some:
-                    self._send([(outcome, variant) for variant in VARIANTS], QUICK[outcome])
+                    keys = [(outcome, variant) for variant in VARIANTS]
+                    self._send(keys, QUICK[outcome], neighbours=len(some) == 1)
             self._settle([(outcome, variant) for outcome in some for variant in VARIANTS], patience=1.5)
 
     def _play_one(self, outcome: Outcome) -> None:
