@@ -35,7 +35,7 @@ class Desk:
     def __init__(self, url: str, **conf: Any) -> None:
         self.app = Celery("proj", broker=url, set_as_current=False)
         self.app.conf.update({"task_default_queue": "work", "broker_pool_limit": None, **conf})
-        self.app.task(name=TASK)(sync)
+        self.app.task(name=TASK, shared=False)(sync)
         self.app.finalize()
         registry, settings = Registry(), Settings()
         self.task = declare(TASK, {"collection": "orders"})
