@@ -11,7 +11,6 @@ message that names several is told of each.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import uuid
 from collections.abc import Callable, Sequence
@@ -128,8 +127,10 @@ class ReactiveRequest(Request):
 
         Solo and threads say so by an error, which on solo would be raised inside the handler.
         """
-        with contextlib.suppress(NotImplementedError):
+        try:
             super().cancel(pool, signal, **options)
+        except NotImplementedError:
+            logger.info("this pool cannot end a run, it goes on", extra={"event": "run_goes_on"})
 
     def on_success(self, failed__retval__runtime: Any, **options: Any) -> None:
         """As Celery's; what was terminated or given up has been told of already."""
@@ -205,8 +206,9 @@ class ReactiveRequest(Request):
         first = next(iter(self._runs), None)
         match type:
             case "task-started":
-                # The others' come with their ends.
-                self._tell(type, uuid=first, **fields)
+                # The others' come with their ends. There is none where all have been revoked.
+                if first is not None:
+                    self._tell(type, uuid=first, **fields)
             case "task-succeeded":
                 for kind, told in fields["result"] or ():
                     if (kind, told["uuid"]) != ("task-started", first):
@@ -250,6 +252,8 @@ class ReactiveRequest(Request):
 
     def _tell_of_receipt(self) -> None:
         # Celery itself does not, see `ReactiveMixin.start_strategy`.
+        if not self._is_watched():
+            return
         requests = [self._own_request(celery_id) for celery_id in self._runs] if self._runs else [self._request_dict]
         for request in requests:
             kind, fields = monitors.received(request, self.name)
@@ -300,7 +304,7 @@ class ReactiveRequest(Request):
         try:
             match self._state_after(celery_id):
                 case RecordState.COMPLETED:
-                    self._tell("task-succeeded", uuid=celery_id, result=None, runtime=None)
+                    self._tell_as_found(celery_id)
                 case RecordState.FAILED:
                     self._tell("task-failed", uuid=celery_id, **told)
                     self.task.on_failure(cause, celery_id, args, {}, info)

@@ -723,6 +723,25 @@ def test_monitors_see_each_record_of_a_message(shop: Shop) -> None:
         assert {event["uuid"]: event["args"] for event in of_tasks} == {id_: f"({doc})" for id_, doc in ids.items()}
 
 
+def test_monitors_hear_of_no_run_where_all_of_a_message_are_revoked(shop: Shop) -> None:
+    """B-40, B-56: an event names a record, or is not sent."""
+    company = ("all revoked", "all revoked too")
+    shop.plan("succeeds", *company)
+    namespace = shop.runtime.connection.namespace(shop.runtime.registry.get("succeeds"))
+    ids = [RecordKey("succeeds", doc_id).celery_id(namespace, 0) for doc_id in company]
+    with listening(shop) as events:
+        shop.wait(lambda: any(event["type"].startswith("worker-") for event in events))
+        shop.app.control.revoke(ids)
+        shop.wait(lambda: all(celery_id in shop.worker.text() for celery_id in ids))
+        shop.publish("succeeds", *company)
+        shop.wait(lambda: all(shop.record("succeeds", doc_id)["status"] == "failed" for doc_id in company))
+        marker = shop.run("succeeds", "after all revoked")
+        shop.wait(lambda: any(event.get("uuid") == marker and event["type"] == "task-succeeded" for event in events))
+        told = [(event["type"], event["uuid"]) for event in events if event["type"].startswith("task-")]
+    assert [uuid_ for type_, uuid_ in told if type_ == "task-started"] == [marker]
+    assert {uuid_ for type_, uuid_ in told if type_ == "task-revoked"} == set(ids)
+
+
 @pytest.mark.parametrize(
     ("doc_id", "end"), [("killed/monitored", "task-retried"), ("killed/monitored at last", "task-failed")]
 )
