@@ -16,8 +16,9 @@ from amqp.exceptions import ChannelError
 from kombu.connection import Connection as BrokerConnection
 from pymongo.database import Database
 
-from celery_reactive.embedded import EmbeddedServerError, RabbitServer, ValkeyServer
+from celery_reactive.embedded import RabbitServer, ValkeyServer
 from tests.acceptance.project import Project
+from tests.brokers import own_rabbit
 
 TASKS = Path(__file__).with_name("broker_tasks.py")
 DOCUMENTS = 24
@@ -35,11 +36,7 @@ def valkey() -> Iterator[ValkeyServer]:
 @pytest.fixture(scope="module")
 def rabbit() -> Iterator[RabbitServer]:
     """A RabbitMQ that these tests may empty."""
-    try:
-        server = RabbitServer()
-    except EmbeddedServerError as error:
-        pytest.skip(str(error))
-    with server:
+    with own_rabbit() as server:
         yield server
 
 

@@ -13,13 +13,14 @@ from kombu.entity import Queue
 
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.registry import Registry
-from celery_reactive.embedded import EmbeddedServerError, RabbitServer, ValkeyServer
+from celery_reactive.embedded import RabbitServer, ValkeyServer
 from celery_reactive.planner import publish
 from celery_reactive.planner.contents import Contents, ContentsUnknownError, Held, contents_of
 from celery_reactive.planner.publish import Publisher
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
 from celery_reactive.store.connection import Connection
+from tests.brokers import own_rabbit
 
 TASK = "proj.sync"
 CANARY = "celery-reactive.shop.globals.default"
@@ -76,11 +77,7 @@ def valkey() -> Iterator[ValkeyServer]:
 @pytest.fixture
 def rabbit() -> Iterator[RabbitServer]:
     """A RabbitMQ that the test may break."""
-    try:
-        server = RabbitServer()
-    except EmbeddedServerError as error:
-        pytest.skip(str(error))
-    with server:
+    with own_rabbit() as server:
         yield server
 
 

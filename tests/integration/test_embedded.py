@@ -33,6 +33,7 @@ from celery_reactive.embedded import (
     mongodb,
 )
 from celery_reactive.embedded.process import free_port
+from tests.brokers import own_rabbit
 
 STARTER = """
 import sys
@@ -165,11 +166,7 @@ def test_a_suspended_valkey_does_not_answer_until_resumed(valkey: ValkeyServer) 
 @pytest.fixture
 def rabbit() -> Iterator[RabbitServer]:
     """A RabbitMQ that the test may break."""
-    try:
-        server = RabbitServer()
-    except EmbeddedServerError as error:
-        pytest.skip(str(error))
-    with server:
+    with own_rabbit() as server:
         yield server
 
 

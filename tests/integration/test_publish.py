@@ -14,9 +14,10 @@ import redis
 from celery.signals import after_task_publish, before_task_publish
 from kombu.entity import Exchange, Queue
 
-from celery_reactive.embedded import EmbeddedServerError, RabbitServer, ValkeyServer
+from celery_reactive.embedded import RabbitServer, ValkeyServer
 from celery_reactive.planner import publish
 from celery_reactive.planner.publish import BrokerUnavailableError, MessagesRefusedError, NotPublishedError
+from tests.brokers import own_rabbit
 from tests.integration.postbox import OTHER, TASK, Postbox
 
 Server = RabbitServer | ValkeyServer
@@ -26,11 +27,7 @@ FULL = {"x-max-length": 3, "x-overflow": "reject-publish"}
 @pytest.fixture(scope="module")
 def rabbit_server() -> Iterator[RabbitServer]:
     """A RabbitMQ for all tests here."""
-    try:
-        server = RabbitServer()
-    except EmbeddedServerError as error:
-        pytest.skip(str(error))
-    with server:
+    with own_rabbit() as server:
         yield server
 
 
