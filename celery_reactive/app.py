@@ -28,6 +28,7 @@ from celery_reactive.signals import SIGNALS
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.unplanned import Unplanned
 from celery_reactive.worker.celery_task import ReactiveMixin
+from celery_reactive.worker.presence import Presence
 
 _HANDLE = "_celery_reactive"
 
@@ -251,6 +252,7 @@ class Reactive:
         self._registry = Registry()
         self._refused: ConfigurationError | None = None
         self._imported_all = False
+        app.steps["consumer"].add(Presence)
 
     @classmethod
     def of(cls, app: Celery) -> Reactive:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 
 from celery_reactive.core.suggest import listed
 from celery_reactive.core.task import DEFAULT_GROUP, ReactiveTask
-from celery_reactive.errors import ConfigurationError, StoreUnavailableError, TermEndedError
+from celery_reactive.errors import ConfigurationError, ReactiveError, StoreUnavailableError, TermEndedError
 from celery_reactive.events import PlannerStarted, PlannerStopped
 from celery_reactive.planner import elect
 from celery_reactive.planner.broker import ContentsWatch
@@ -33,7 +35,8 @@ from celery_reactive.planner.reconcile import Reconciler
 from celery_reactive.planner.rescue import Rescuer
 from celery_reactive.planner.watch import Watcher
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import definitions, indexes, records, server
+from celery_reactive.store import definitions, indexes, instances, records, server
+from celery_reactive.store.errors import time_limit
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ _GLANCE_SECONDS = 0.1
 _UNTOLD_SECONDS = 5.0
 """After so long it is asked whether anybody wants a reconciliation, told or not: no stream may follow the globals."""
 _LEAST_TERM_SECONDS = 1.0
+_PRESENCE_LIMIT = timedelta(seconds=1)
 _FINISH_SECONDS = 6.0
 """A batch takes seconds at most where the database answers."""
 
@@ -120,13 +124,38 @@ def run(
     tasks = check(runtime, publisher, group=group)
     runtime.emit(PlannerStarted(runtime.settings.instance_id, len(tasks)))
     try:
-        while (leadership := elect.campaign(runtime, group, stop)) is not None:
-            with leadership:
-                _lead_patiently(runtime, tasks, publisher, leadership, group, stop)
+        with _announced(runtime, group):
+            while (leadership := elect.campaign(runtime, group, stop)) is not None:
+                with leadership:
+                    _lead_patiently(runtime, tasks, publisher, leadership, group, stop)
     finally:
         publisher.close()
         runtime.connection.close()
         runtime.emit(PlannerStopped(runtime.settings.instance_id))
+
+
+@contextmanager
+def _announced(runtime: Runtime, group: str) -> Iterator[None]:
+    """Keep this planner's document among the live processes inside the block."""
+    name, facts = runtime.settings.instance_id, {"group": group}
+    ended = threading.Event()
+
+    def announce() -> None:
+        while not ended.is_set():
+            with suppress(ReactiveError), time_limit(_PRESENCE_LIMIT):
+                instances.announce(runtime.connection.globals(), instances.Kind.PLANNER, name, facts)
+                instances.forget_the_gone(runtime.connection.globals())
+            ended.wait(instances.HEARTBEAT.total_seconds())
+
+    thread = threading.Thread(target=announce, name="reactive-presence", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with suppress(ReactiveError), time_limit(_PRESENCE_LIMIT):
+            instances.leave(runtime.connection.globals(), instances.Kind.PLANNER, name)
 
 
 def _lead_patiently(

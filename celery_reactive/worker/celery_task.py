@@ -122,8 +122,7 @@ class ReactiveMixin(Task):
         _ = self.reactive_runtime
         worker = consumer.controller
         hard, soft = self.time_limit or worker.time_limit, self.soft_time_limit or worker.soft_time_limit
-        prefork = any(base.__module__ == _PREFORK for base in type(consumer.pool).__mro__)
-        self.limited = bool((hard or soft) if prefork else (hard and consumer.pool.is_green))
+        self.limited = limits_in_force(hard, soft, consumer.pool)
         if (hard or soft) and not self.limited:
             logger.warning(
                 "time limits are not in force on this pool, a run may take as long as it likes",
@@ -351,6 +350,12 @@ class ReactiveMixin(Task):
         """Whether the user's base class defines `__call__`, as Flask's context tasks do."""
         after = type(self).__mro__[type(self).__mro__.index(ReactiveMixin) + 1 :]
         return any("__call__" in vars(base) for base in after if base is not Task and base is not object)
+
+
+def limits_in_force(hard: float | None, soft: float | None, pool: Any) -> bool:
+    """Whether a hard or soft time limit of a task ends its runs on *pool* (B-30)."""
+    prefork = any(base.__module__ == _PREFORK for base in type(pool).__mro__)
+    return bool((hard or soft) if prefork else (hard and pool.is_green))
 
 
 def _call_through(caller: Callable[..., Any], call: Callable[[], None], context: TaskContext) -> None:

@@ -14,7 +14,7 @@ from celery_reactive import Reactive, reactive_task
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.planner.dispatch import Publisher
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import records
+from celery_reactive.store import instances, records
 from tests.acceptance.project import Project
 
 
@@ -101,6 +101,22 @@ def test_a_worker_that_stops_finishes_its_run_or_gives_it_back(
     assert [entry["status"] for entry in record["executionHistory"]] == ["completed"] * end[1]
     assert {project.record("job", doc_id)["status"] for doc_id in (1, 2)} <= {"pending", "completed"}
     assert database.jobs_tasks.count_documents({"_r.claim": {"$ne": None}}) == 0
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
+def test_a_worker_announces_itself_while_it_lives(project: Project, app: Celery, pool: str) -> None:
+    """B-22: queues and slots, so that the planner knows how much is taken at once; gone with a clean stop."""
+    worker = project.worker("--pool", pool, "-c", "3", "-n", "first@%h", "--time-limit", "60")
+    globals_ = Reactive.of(app).runtime.connection.globals()
+    project.wait_until(lambda: instances.live_workers(globals_))
+    ((name, facts),) = instances.live_workers(globals_).items()
+    assert name.startswith("first@")
+    assert facts.slots == (1 if pool == "solo" else 3)
+    assert facts.limited is (pool in {"prefork", "gevent"})
+    assert (facts.pool, facts.queues) == (pool, ["celery"])
+    assert {"job": 1, "limited": 1}.items() <= facts.tasks.items()
+    worker.stop()
+    assert instances.read(globals_) == []
 
 
 def test_a_time_limit_is_each_records_own(project: Project, app: Celery, database: Database[Any]) -> None:
