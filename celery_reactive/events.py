@@ -184,6 +184,10 @@ class DocumentsPlanned(Event):
     message: ClassVar[str] = "documents planned"
     task: str
     documents: int
+    deleted: int = 0
+    """Of them, those whose deletion was planned."""
+    set_aside: int = 0
+    """Of them, those that could not be planned."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -193,6 +197,7 @@ class PlanningFailed(Event):
     code: ClassVar[str] = "planning_failed"
     level: ClassVar[int] = logging.ERROR
     message: ClassVar[str] = "document could not be planned"
+    task: str
     record: str
     error: str
 
@@ -203,6 +208,7 @@ class PlanningPostponed(Event):
 
     code: ClassVar[str] = "planning_postponed"
     message: ClassVar[str] = "record locked, planned apart"
+    task: str
     record: str
 
 
@@ -216,6 +222,10 @@ class RecordsDispatched(Event):
     task: str
     records: int
     messages: int
+    queue: str | None = None
+    """None: a router of the user's names none."""
+    again: int = 0
+    """Of the records, those sent before and not claimed by their dispatch deadline."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -226,6 +236,8 @@ class DispatchFailed(Event):
     level: ClassVar[int] = logging.WARNING
     message: ClassVar[str] = "broker did not take messages"
     error: str
+    reason: str = "unavailable"
+    """`unavailable`: the broker does not answer; `refused`: it did not take messages of some tasks."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -246,8 +258,11 @@ class RunStarted(Event):
     code: ClassVar[str] = "run_started"
     level: ClassVar[int] = logging.DEBUG
     message: ClassVar[str] = "run started"
+    task: str
     record: str
     attempt: int
+    waited_seconds: float | None = None
+    """From the time it became due to its start, by the server's clock; None for a retry, and after a deferral."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -257,6 +272,7 @@ class RunFinished(Event):
     code: ClassVar[str] = "run_finished"
     level: ClassVar[int] = logging.DEBUG
     message: ClassVar[str] = "run finished"
+    task: str
     record: str
     attempt: int
     state: str
@@ -269,6 +285,7 @@ class RunSkipped(Event):
 
     code: ClassVar[str] = "run_skipped"
     message: ClassVar[str] = "run skipped"
+    task: str
     record: str
     attempt: int
     reason: str
@@ -282,6 +299,7 @@ class RunFailed(Event):
     # Celery itself has logged the exception as an error: two would be counted as two by what listens to errors.
     level: ClassVar[int] = logging.WARNING
     message: ClassVar[str] = "run failed, no attempts left"
+    task: str
     record: str
     attempt: int
     error: str
@@ -295,6 +313,7 @@ class RunRetried(Event):
     code: ClassVar[str] = "run_retried"
     level: ClassVar[int] = logging.WARNING
     message: ClassVar[str] = "run failed, will be tried again"
+    task: str
     record: str
     attempt: int
     error: str
@@ -308,6 +327,7 @@ class RunDeferred(Event):
 
     code: ClassVar[str] = "run_deferred"
     message: ClassVar[str] = "run deferred"
+    task: str
     record: str
     attempt: int
     next_run_at: datetime | None
@@ -320,6 +340,7 @@ class RunGivenBack(Event):
 
     code: ClassVar[str] = "run_given_back"
     message: ClassVar[str] = "run given back"
+    task: str
     record: str
     attempt: int
     reason: str
@@ -332,6 +353,7 @@ class LeaseLost(Event):
     code: ClassVar[str] = "lease_lost"
     level: ClassVar[int] = logging.WARNING
     message: ClassVar[str] = "result discarded, the lease was lost"
+    task: str
     record: str
     attempt: int
 
@@ -343,6 +365,7 @@ class LeaseExpired(Event):
     code: ClassVar[str] = "lease_expired"
     level: ClassVar[int] = logging.WARNING
     message: ClassVar[str] = "worker vanished, its run was ended"
+    task: str
     record: str
     state: str
 

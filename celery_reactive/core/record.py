@@ -96,6 +96,8 @@ class Due:
     attempts: int
     alone: bool
     """Must travel in a message of its own: its last worker died while it ran in company (B-28)."""
+    again: bool = False
+    """It was sent before, and nobody claimed it by its dispatch deadline."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -166,7 +166,7 @@ class Dispatcher:
         except MessagesRefusedError as error:
             self._unpublished += error.messages
             self._refused_at |= dict.fromkeys(error.tasks, time.monotonic())
-            self._runtime.emit(DispatchFailed(str(error)))
+            self._runtime.emit(DispatchFailed(str(error), "refused"))
             sent = self._tell_published(batch, but=error.messages)
         else:
             sent = self._tell_published(batch)
@@ -175,13 +175,21 @@ class Dispatcher:
 
     def _tell_published(self, batch: Iterable[Message], *, but: Iterable[Message] = ()) -> int:
         left = {id(message) for message in but}
-        sizes: dict[str, list[int]] = {}
+        sent: dict[str, list[Message]] = {}
         for message in batch:
             if id(message) not in left:
-                sizes.setdefault(message.task.name, []).append(len(message.due))
-        for task, of_task in sizes.items():
-            self._runtime.emit(RecordsDispatched(task, sum(of_task), len(of_task)))
-        return sum(map(sum, sizes.values()))
+                sent.setdefault(message.task.name, []).append(message)
+        for of_task in sent.values():
+            self._runtime.emit(self._dispatched(of_task))
+        return sum(len(message.due) for of_task in sent.values() for message in of_task)
+
+    def _dispatched(self, messages: Sequence[Message]) -> RecordsDispatched:
+        """Return what is told of messages of one task that were published."""
+        task, due = messages[0].task, [one for message in messages for one in message.due]
+        again = sum(one.again for one in due)
+        queue = self._publisher.queue_of(task)
+        queue_name = None if queue is None else str(queue.name)
+        return RecordsDispatched(task.name, len(due), len(messages), queue_name, again)
 
     def _records_a_message(self, task: ReactiveTask, due: int) -> int:
         """Return how many records a message names; `"auto"` spreads what is due over enough messages for all slots."""

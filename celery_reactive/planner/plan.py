@@ -142,7 +142,7 @@ class Planning:
             at_fault |= self.leave(task, may_have_left, at=at, gone=False, session=session)
         self._forget(task, _without([*concern.deleted, *concern.written], at_fault), at)
         documents = len(concern.written) + len(concern.deleted)
-        self._runtime.emit(DocumentsPlanned(task.definition.name, documents))
+        self._runtime.emit(DocumentsPlanned(task.definition.name, documents, len(concern.deleted), len(at_fault)))
 
     def note_reconciled(self, task: PlannedTask) -> None:
         """Take note that every document has been looked at under the present definition of *task*."""
@@ -309,7 +309,8 @@ class Planning:
         with self._lock:
             unplanned.note(self._runtime.connection.globals(), key, at=at, gone=gone, reason=reason, error=str(error))
             self._set_aside[key.task, key.exact] = gone or self._set_aside.get((key.task, key.exact), False)
-        self._runtime.emit(PlanningPostponed(str(key)) if locked else PlanningFailed(str(key), str(error)))
+        told = PlanningPostponed(key.task, str(key)) if locked else PlanningFailed(key.task, str(key), str(error))
+        self._runtime.emit(told)
         return key.exact
 
     def _deletions_set_aside(self, task: PlannedTask, doc_ids: Sequence[Any]) -> list[Any]:

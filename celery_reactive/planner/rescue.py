@@ -92,10 +92,10 @@ class Rescuer:
                 extra={"event": "unstorable", "record": str(lease.key)},
             )
             return False
-        self._runtime.emit(LeaseExpired(str(lease.key), settled.state))
+        self._runtime.emit(LeaseExpired(task.name, str(lease.key), settled.state))
         if settled.state is RecordState.FAILED:
             seconds = (lease.now - lease.started_at).total_seconds()
-            self._runtime.emit(RunFailed(str(lease.key), lease.attempts, _VANISHED.message, seconds))
+            self._runtime.emit(RunFailed(task.name, str(lease.key), lease.attempts, _VANISHED.message, seconds))
         return True
 
     def _end(self, target: Records, task: ReactiveTask, lease: Lease) -> Settled:

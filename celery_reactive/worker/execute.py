@@ -175,7 +175,7 @@ def _run(run: Run, body: Body, session: ClientSession, company: Company | None) 
         HEARTBEAT.settled(run)
         finalize(run, unseen)
         return
-    run.runtime.emit(RunStarted(str(run.claim.key), run.claim.attempt))
+    run.runtime.emit(_started(run))
     outcome: Outcome
     try:
         outcome = body(run, TaskContext(run, session))
@@ -194,6 +194,13 @@ def _run(run: Run, body: Body, session: ClientSession, company: Company | None) 
         return
     _finalize_uninterrupted(run, outcome)
     HEARTBEAT.settled(run)
+
+
+def _started(run: Run) -> RunStarted:
+    claim = run.claim
+    waited = claim.started_at - claim.due_at if claim.attempt == 1 and not claim.deferrals else None
+    seconds = None if waited is None else max(waited.total_seconds(), 0.0)
+    return RunStarted(claim.key.task, str(claim.key), claim.attempt, seconds)
 
 
 def _is_ended_by_signal(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from celery_reactive.core.outcome import (
     Skipped,
     shorten,
 )
+from celery_reactive.core.record import RecordKey
 from celery_reactive.core.states import RecordState
 from celery_reactive.errors import LeaseLostError, StatementFailedError, StoreUnavailableError
 from celery_reactive.events import (
@@ -65,9 +66,9 @@ def finalize(run: Run, outcome: Outcome) -> Settled | None:
         settled = _persist(run, outcome)
     if settled is None:
         run.lost = True
-        run.runtime.emit(LeaseLost(str(run.claim.key), run.claim.attempt))
+        run.runtime.emit(LeaseLost(run.task.name, str(run.claim.key), run.claim.attempt))
     else:
-        run.runtime.emit(event_of(str(run.claim.key), run.claim.attempt, outcome, settled))
+        run.runtime.emit(event_of(run.claim.key, run.claim.attempt, outcome, settled))
         _wake_planner(run, settled)
     return settled
 
@@ -84,9 +85,9 @@ def finalize_together(runs: Sequence[Run], outcomes: Sequence[Completed | GivenB
         where = settled.get(run.claim.key.exact)
         if where is None:
             run.lost = True
-            run.runtime.emit(LeaseLost(str(run.claim.key), run.claim.attempt))
+            run.runtime.emit(LeaseLost(run.task.name, str(run.claim.key), run.claim.attempt))
             continue
-        run.runtime.emit(event_of(str(run.claim.key), run.claim.attempt, outcome, where))
+        run.runtime.emit(event_of(run.claim.key, run.claim.attempt, outcome, where))
         if where.next_run_at is not None:
             wakes = run, where
     if wakes is not None:
@@ -118,7 +119,7 @@ def _tell_of_completion(run: Run) -> Settled:
     """Tell what `mark_completed` has written; the record may be in another run by now."""
     written, settled = run.settled or (Completed(run.elapsed), Settled(RecordState.COMPLETED, None))
     outcome = Completed(run.elapsed) if isinstance(written, Completed) else written
-    run.runtime.emit(event_of(str(run.claim.key), run.claim.attempt, outcome, settled))
+    run.runtime.emit(event_of(run.claim.key, run.claim.attempt, outcome, settled))
     _wake_planner(run, settled)
     return settled
 
@@ -177,30 +178,31 @@ def _persist(run: Run, outcome: Outcome) -> Settled | None:
             wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
 
 
-def event_of(record: str, attempt: int, outcome: Outcome, settled: Settled) -> Event:
+def event_of(key: RecordKey, attempt: int, outcome: Outcome, settled: Settled) -> Event:
     """Return what is told of a run's durable end.
 
     Args:
-        record: Its key, for people.
+        key: The record.
         attempt: Number of the attempt.
         outcome: What it came to.
         settled: Where that left the record.
     """
+    task, record = key.task, str(key)
     match outcome:
         case Completed(duration=duration):
-            return RunFinished(record, attempt, settled.state, duration.total_seconds())
+            return RunFinished(task, record, attempt, settled.state, duration.total_seconds())
         case Skipped(reason=reason):
-            return RunSkipped(record, attempt, reason)
+            return RunSkipped(task, record, attempt, reason)
         case Deferred() | Overtaken():
-            return RunDeferred(record, attempt, settled.next_run_at, isinstance(outcome, Overtaken))
+            return RunDeferred(task, record, attempt, settled.next_run_at, isinstance(outcome, Overtaken))
         case GivenBack():
-            return RunGivenBack(record, attempt, "not started")
+            return RunGivenBack(task, record, attempt, "not started")
         case Errored(error=error, duration=duration):
             seconds = duration.total_seconds()
-            return RunRetried(record, attempt, error.message, seconds, settled.next_run_at)
+            return RunRetried(task, record, attempt, error.message, seconds, settled.next_run_at)
         case Exhausted(error=error, duration=duration):
             if settled.state is RecordState.FAILED:
-                return RunFailed(record, attempt, error.message, duration.total_seconds())
-            return RunRetried(record, attempt, error.message, duration.total_seconds(), settled.next_run_at)
+                return RunFailed(task, record, attempt, error.message, duration.total_seconds())
+            return RunRetried(task, record, attempt, error.message, duration.total_seconds(), settled.next_run_at)
         case _:
             assert_never(outcome)

@@ -153,7 +153,7 @@ def _is_completed(run: Run) -> bool:
 
 def _lose(run: Run) -> None:
     run.lost = True
-    run.runtime.emit(LeaseLost(str(run.claim.key), run.claim.attempt))
+    run.runtime.emit(LeaseLost(run.task.name, str(run.claim.key), run.claim.attempt))
 
 
 HEARTBEAT = Heartbeat()

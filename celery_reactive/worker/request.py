@@ -357,7 +357,7 @@ class ReactiveRequest(Request):
                     logger.info("run had ended by itself", extra={"event": "ended_before"})
                 else:
                     self._ended[ids[id_to_text(lease.key.doc_id)]] = outcome
-                    runtime.emit(event_of(str(lease.key), lease.attempts, outcome, settled))
+                    runtime.emit(event_of(lease.key, lease.attempts, outcome, settled))
             others = [run.key for celery_id, run in self._runs.items() if celery_id not in self._ended]
             found = records.states_of(target, others) if others else {}
             self._states = {ids[id_to_text(key.doc_id)]: where for key, where in found}
@@ -370,7 +370,7 @@ class ReactiveRequest(Request):
             for celery_id in chosen:
                 run = self._runs[celery_id]
                 if records.revoke(target, task, run.key, error):
-                    runtime.emit(RunFailed(str(run.key), run.attempts, error.message, 0.0))
+                    runtime.emit(RunFailed(run.key.task, str(run.key), run.attempts, error.message, 0.0))
 
         self._briefly(revoke)
 

@@ -301,6 +301,9 @@ class Outbox(Publisher):
         """Return false: nobody's Celery task has one here."""
         return False
 
+    def queue_of(self, task: ReactiveTask) -> None:
+        """Return None: there is no Celery app here that knows one."""
+
 
 def test_deadline(bench: Bench) -> None:
     """B-22: the broker loses the message: after its deadline the record is sent again."""

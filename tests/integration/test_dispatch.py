@@ -53,6 +53,9 @@ class Outbox(Publisher):
         """Return false: nobody's Celery task has one here."""
         return False
 
+    def queue_of(self, task: ReactiveTask) -> None:
+        """Return None: there is no Celery app here that knows one."""
+
 
 @pytest.fixture
 def outbox() -> Outbox:

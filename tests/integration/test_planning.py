@@ -63,7 +63,7 @@ def test_a_batch_makes_marks_and_skips(bench: Bench, desk: Desk) -> None:
     assert bench.record(2)["_r"]["gone"] is True
     assert bench.records.count_documents({}) == 3
     assert [event for event in desk.events if isinstance(event, DocumentsPlanned)] == [
-        DocumentsPlanned(bench.task.name, 4)
+        DocumentsPlanned(bench.task.name, 4, deleted=1)
     ]
 
 

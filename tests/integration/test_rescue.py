@@ -57,7 +57,7 @@ def test_a_silent_worker_has_failed_an_attempt(bench: Bench, desk: Desk, rescuer
     assert record["executionHistory"][-1]["status"] == "failed"
     assert record["nextRunAt"] - record["lastFinalizedAt"] == timedelta(seconds=10)
     assert [event for event in desk.events if isinstance(event, LeaseExpired)] == [
-        LeaseExpired("shop.sync[1]", RecordState.PENDING)
+        LeaseExpired("shop.sync", "shop.sync[1]", RecordState.PENDING)
     ]
 
 

@@ -35,16 +35,16 @@ def find_due(records: Records, task: str, *, limit: int) -> list[Due]:
             sort=[("_r.wakeAt", 1)],
             limit=limit - len(found),
         )
-        found += [_due(task, record) for record in cursor]
+        found += [_due(task, record, again=sent) for record in cursor]
         if len(found) >= limit:
             break
     return found
 
 
-def _due(task: str, record: Mapping[str, Any]) -> Due:
+def _due(task: str, record: Mapping[str, Any], *, again: bool) -> Due:
     books = record["_r"]
     key = RecordKey(task, record["sourceDocId"])
-    return Due(key, int(books["cycle"]), int(record["attempts"]), bool(books.get("alone")))
+    return Due(key, int(books["cycle"]), int(record["attempts"]), bool(books.get("alone")), again=again)
 
 
 @translated
