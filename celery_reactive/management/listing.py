@@ -44,6 +44,10 @@ SORTABLE = {
     "task": "task",
 }
 """Fields that a listing may be sorted by, as stored and as `TaskRecord` calls them: the two are equally good."""
+MAX_SORTED = 20_000
+"""Most records that are sorted for a page where no index has them in order."""
+_MAX_RANGES = 200
+"""Of an index that the server merges in order; of more than so many it sorts everything instead."""
 _RENAMED = {"scheduledAt": "nextRunAt", "scheduled_at": "nextRunAt", "finishedAt": "lastFinalizedAt"}
 
 
@@ -126,8 +130,10 @@ def get_tasks(
 ) -> Page:
     """Return a page of the records that *filters* select.
 
-    The order is total: by the sorted field, then by collection, then by task and document id. A record that changes
-    its place while somebody pages may be met twice or not at all; every other one is met once.
+    The order is total: by the sorted field, then by collection, then by task and document id, these two in the
+    direction of the field. `nextRunAt`, `dueAt` of pending records, and `lastFinalizedAt` of completed and failed ones
+    come from an index; by anything else at most `MAX_SORTED` records are sorted. A record that changes its place while
+    somebody pages may be met twice or not at all; every other one is met once.
 
     Args:
         runtime: The app's parts.
@@ -139,7 +145,8 @@ def get_tasks(
 
     Raises:
         UnknownTaskError: A named task does not exist; the message lists the known ones.
-        ConfigurationError: A filter, `limit`, `skip`, `after` or `sort` has no meaning.
+        ConfigurationError: A filter, `limit`, `skip`, `after` or `sort` has no meaning, or there are too many records
+            to sort them so.
         StoreBusyError: Not found within the time limit; narrow the filters.
         StoreUnavailableError: MongoDB does not answer.
         StatementFailedError: The server refuses `source` or the pattern, or a value cannot be sent to it.
@@ -147,11 +154,13 @@ def get_tasks(
     order, most, first = _order(sort), _limit(limit), _skip(skip)
     key = None if after is None else _decoded(after, order)
     selection = select(runtime, filters)
+    total = _count(runtime, selection)
+    _refuse_long_sort(selection, order, total)
     ranked = _ranked(runtime, selection, order, key, first + most + 1)
     shown_places = ranked[first : first + most]
     return Page(
         items=_read(shown_places),
-        total=_count(runtime, selection),
+        total=total,
         limit=most,
         skip=first,
         next=_encoded(shown_places[-1], order) if len(ranked) > first + most else None,
@@ -169,6 +178,17 @@ def count_tasks(runtime: Runtime, filters: TaskFilters) -> int:
         StatementFailedError: The server refuses `source` or the pattern, or a value cannot be sent to it.
     """
     return _count(runtime, select(runtime, filters))
+
+
+def _refuse_long_sort(selection: Selection, order: Order, total: int) -> None:
+    """Refuse to sort more than `MAX_SORTED` records; those of a source's documents are sorted in batches."""
+    is_indexed = all(order.is_indexed(part.wanted.states) for part in selection.parts)
+    if total > MAX_SORTED and not is_indexed and selection.source is None:
+        problem = (
+            f"expected at most {MAX_SORTED} records to sort by {order.field!r}, got {total}; narrow the filters, or"
+            " sort by 'nextRunAt', pending records by 'dueAt', completed and failed ones by 'lastFinalizedAt'"
+        )
+        raise ConfigurationError("sort", [problem])
 
 
 def _count(runtime: Runtime, selection: Selection) -> int:
@@ -200,12 +220,25 @@ def _ranked(
 ) -> list[tuple[Part, Place]]:
     """Return where the first *count* records after *key* stand, in order over all collections.
 
-    Each collection's come from the server in their order; sorting here is stable, so that equal ones stay so.
+    Those of each collection come from the server in their order, a group of tasks after the other; sorting here is
+    stable, so that equal ones stay so.
     """
     found = [
-        (part, place) for part in selection.parts for place in _places(runtime, selection, part, order, key, count)
+        (part, place)
+        for whole in selection.parts
+        for part in _groups(whole, order)
+        for place in _places(runtime, selection, part, order, key, count)
     ]
     return sorted(found, key=lambda each: _rank(each[1].value), reverse=order.descending)[:count]
+
+
+def _groups(part: Part, order: Order) -> Iterator[Part]:
+    """Yield *part* by groups of tasks, so few that the server merges their records in order."""
+    size = max(1, _MAX_RANGES // max(1, len(part.wanted.states)))
+    groups = [part.tasks[first : first + size] for first in range(0, len(part.tasks), size)]
+    for tasks in reversed(groups) if order.descending else groups:
+        wanted = dataclasses.replace(part.wanted, tasks=tuple(task.name for task in tasks))
+        yield dataclasses.replace(part, tasks=tasks, wanted=wanted)
 
 
 def _rank(value: Any) -> tuple[bool, Any]:
@@ -227,30 +260,40 @@ def _places(
 
     Ids of any type are compared by the server alone: what earlier batches brought is asked for again with the next.
     """
-    beyond = None if key is None else _beyond(key, part, order)
     best: list[Place] = []
     for batch in _batches(runtime, selection, part):
         among = None if batch is None else [*(place.record_id for place in best), *batch]
-        best = queries.find_places(part.records, part.wanted, order, beyond=beyond, among=among, limit=count)
+        best = []
+        for beyond in _beyond(key, part, order):
+            limit = count - len(best)
+            best += queries.find_places(part.records, part.wanted, order, beyond=beyond, among=among, limit=limit)
+            if len(best) == count:
+                break
     return best
 
 
-def _beyond(key: _Key, part: Part, order: Order) -> Query:
-    """Return the query for the records of *part* that come after *key*: equal ones go by collection, then by id."""
+def _beyond(key: _Key | None, part: Part, order: Order) -> list[Query]:
+    """Return the queries for the records of *part* that come after *key*, one after the other.
+
+    Equal ones go by collection, then by id. Each query is a range of an index: a deep page costs what the first does.
+    """
+    if key is None:
+        return [{}]
+    value = key.place.value
     if part.namespace == key.namespace:
-        return order.beyond(key.place.value, key.place.record_id)
+        return [order.beyond_equal(value, key.place.record_id), order.beyond_all(value)]
     if part.namespace < key.namespace:
-        return order.beyond_all(key.place.value)
-    return order.from_all(key.place.value)
+        return [order.beyond_all(value)]
+    return [order.from_all(value)]
 
 
 def _read(places: Sequence[tuple[Part, Place]]) -> list[TaskRecord]:
     """Return the records at these places, in their order; one that was removed meanwhile is left out."""
     stored: dict[tuple[str, bytes], TaskRecord] = {}
     for part in {part.namespace: part for part, _ in places}.values():
-        ids = [place.record_id for of_part, place in places if of_part is part]
+        ids = [place.record_id for of_part, place in places if of_part.namespace == part.namespace]
         for record in queries.read_records(part.records, ids):
-            stored[part.namespace, _exact(record["_id"])] = _record(part.namespace, record)
+            stored[part.namespace, _exact(record["_id"])] = record_from(part.namespace, record)
     keys = [(part.namespace, _exact(place.record_id)) for part, place in places]
     return [stored[key] for key in keys if key in stored]
 
@@ -259,7 +302,8 @@ def _exact(record_id: Mapping[str, Any]) -> bytes:
     return bson.encode(record_id, codec_options=CODEC)
 
 
-def _record(namespace: str, stored: Mapping[str, Any]) -> TaskRecord:
+def record_from(namespace: str, stored: Mapping[str, Any]) -> TaskRecord:
+    """Return the record that a stored document of the tasks of *namespace* is."""
     books = stored["_r"]
     error = books.get("error") or {}
     return TaskRecord(

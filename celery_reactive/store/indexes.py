@@ -1,12 +1,20 @@
-"""The two indexes of a records collection, and the check that the collection is ours (B-4)."""
+"""The indexes of a records collection, and the check that the collection is ours (B-4).
+
+Called by the planner before it starts, by reconciliation, and by management before it makes a record. Each index costs
+every transition of every record something: there are those that the statements of `store` need to read what they
+return and little more (a test explains every one of them), and no others. Must never change or drop what is not ours.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 from pymongo.collection import Collection
+from pymongo.errors import OperationFailure
 
+from celery_reactive.core.states import FINAL, RecordState
 from celery_reactive.errors import ForeignRecordsError
 from celery_reactive.store import pipelines
 from celery_reactive.store.errors import translated
@@ -17,8 +25,34 @@ WAKE = IndexModel(
     partialFilterExpression={"_r.wakeAt": {"$gt": pipelines.EPOCH}},
 )
 """What the planner must look at next: due (not sent), overdue (sent, past) and in flight (sent, future) are ranges."""
-DUE = IndexModel([("task", ASCENDING), ("status", ASCENDING), ("dueAt", ASCENDING)], name="reactive_due")
-"""Counts, oldest due, listings."""
+NEXT_RUN = IndexModel(
+    [("task", ASCENDING), ("status", ASCENDING), ("nextRunAt", ASCENDING), ("_id", ASCENDING)],
+    name="reactive_next_run",
+)
+"""Counts and listings; final records, whose `nextRunAt` is null, in the order of their ids."""
+OLDEST_DUE = IndexModel(
+    [("task", ASCENDING), ("status", ASCENDING), ("dueAt", ASCENDING), ("_id", ASCENDING)],
+    name="reactive_oldest_due",
+    partialFilterExpression={"status": RecordState.PENDING.value},
+)
+"""What has waited longest."""
+LAST_RUN = IndexModel(
+    [("task", ASCENDING), ("status", ASCENDING), ("lastFinalizedAt", ASCENDING), ("_id", ASCENDING)],
+    name="reactive_last_run",
+    partialFilterExpression={"status": {"$in": sorted(FINAL)}},
+)
+"""The newest failures and successes; written once a run."""
+
+SORTED: Mapping[str, frozenset[RecordState]] = {
+    "nextRunAt": frozenset(RecordState),
+    "dueAt": frozenset({RecordState.PENDING}),
+    "lastFinalizedAt": FINAL,
+}
+"""Fields by which an index gives the records of these states in order; equal ones by `_id`."""
+
+_FORMER = frozenset({"reactive_due"})
+"""Names that earlier releases gave to indexes; a changed index gets a new name."""
+_INDEX_NOT_FOUND = 27
 
 
 @translated
@@ -32,9 +66,23 @@ def prepare(records: Collection[dict[str, Any]]) -> None:
     foreign = records.find_one({"$nor": [ours]}, projection=["_id"]) if _looks_foreign(records) else None
     if foreign is not None:
         raise ForeignRecordsError(f"{records.database.name}.{records.name}")
-    records.create_indexes([WAKE, DUE])
+    records.create_indexes([WAKE, NEXT_RUN, OLDEST_DUE, LAST_RUN])
 
 
 def _looks_foreign(records: Collection[dict[str, Any]]) -> bool:
     """Whether the whole collection must be searched: only one that does not carry our index yet."""
     return "reactive_wake" not in records.index_information()
+
+
+@translated
+def drop_former(records: Collection[dict[str, Any]]) -> None:
+    """Drop the indexes that an earlier release made of *records*; to be called by the leader, after `prepare`.
+
+    A planner of that release makes them again when it starts, and the next leader of this one drops them again.
+    """
+    for name in _FORMER & records.index_information().keys():
+        try:
+            records.drop_index(name)
+        except OperationFailure as error:
+            if error.code != _INDEX_NOT_FOUND:
+                raise

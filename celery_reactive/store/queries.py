@@ -18,7 +18,8 @@ from bson.regex import Regex
 from pymongo.collection import Collection
 
 from celery_reactive.core.record import CODEC, RecordKey
-from celery_reactive.core.states import RecordState
+from celery_reactive.core.states import FINAL, RecordState
+from celery_reactive.store import indexes
 from celery_reactive.store.errors import translated, translating
 
 Documents = Collection[dict[str, Any]]
@@ -48,7 +49,7 @@ class Wanted:
 
     @property
     def is_counted_by_index(self) -> bool:
-        """Whether only task and state are asked for: each pair is a range of `reactive_due`."""
+        """Whether only task and state are asked for: each pair is a range of `reactive_next_run`."""
         return self.doc_id is ... and self.error is None and self.has_error is None
 
     def _of_document(self) -> Iterator[Query]:
@@ -78,13 +79,16 @@ class Order:
     @property
     def sort(self) -> list[tuple[str, int]]:
         """The order as `find` takes it."""
-        return [(self.field, -1 if self.descending else 1), ("_id", 1)]
+        direction = -1 if self.descending else 1
+        return [(self.field, direction), ("_id", direction)]
 
-    def beyond(self, value: object, record_id: Mapping[str, Any]) -> Query:
-        """Return the query for what comes after the record with this *value* of the field and this `_id`."""
-        equal = {"$eq": [f"${self.field}", {"$literal": value}]}
-        later = {"$and": [equal, {"$gt": ["$_id", {"$literal": record_id}]}]}
-        return {"$or": [self.beyond_all(value), {"$expr": later}]}
+    def is_indexed(self, states: frozenset[RecordState]) -> bool:
+        """Whether an index gives the records of *states* in this order, so that nothing is sorted."""
+        return states <= indexes.SORTED.get(self.field, frozenset())
+
+    def beyond_equal(self, value: object, record_id: Mapping[str, Any]) -> Query:
+        """Return the query for the records with this *value* of the field that come after the one with this `_id`."""
+        return {self.field: value, "_id": {"$lt" if self.descending else "$gt": record_id}}
 
     def beyond_all(self, value: object) -> Query:
         """Return the query for what comes after every record with this *value*, across types: null is the least."""
@@ -126,8 +130,18 @@ class Planned:
 
 @translated
 def count_by_state(records: Documents, task: str) -> dict[RecordState, int]:
-    """Return how many records of *task* are in each state; each count is a range of `reactive_due`."""
-    return {state: records.count_documents({"task": task, "status": state.value}) for state in RecordState}
+    """Return how many records of *task* are in each state."""
+    return {state: _count_range(records, task, state) for state in RecordState}
+
+
+def _count_range(records: Documents, task: str, state: RecordState) -> int:
+    """Return how many keys a range of `reactive_next_run` has; an aggregation does the same in three times as long."""
+    query = {"task": task, "status": state.value}
+    concern = records.read_concern.document
+    reply = records.database.command(
+        "count", records.name, query=query, maxTimeMS=TIME_LIMIT_MS, **({"readConcern": concern} if concern else {})
+    )
+    return int(reply["n"])
 
 
 @translated
@@ -157,11 +171,8 @@ def count(records: Documents, wanted: Wanted, *, among: Sequence[Mapping[str, An
         StatementFailedError: The document id or the pattern cannot be sent, or the server refuses it.
     """
     if among is None and wanted.is_counted_by_index:
-        pairs = itertools.product(wanted.tasks, sorted(wanted.states))
-        queries = [{"task": task, "status": state} for task, state in pairs]
-    else:
-        queries = [_narrowed(wanted, among)]
-    return sum(records.count_documents(query, maxTimeMS=TIME_LIMIT_MS) for query in queries)
+        return sum(_count_range(records, *pair) for pair in itertools.product(wanted.tasks, wanted.states))
+    return records.count_documents(_narrowed(wanted, among), maxTimeMS=TIME_LIMIT_MS)
 
 
 @translated
@@ -170,7 +181,7 @@ def find_places(
     wanted: Wanted,
     order: Order,
     *,
-    beyond: Query | None = None,
+    beyond: Query,
     among: Sequence[Mapping[str, Any]] | None = None,
     limit: int,
 ) -> list[Place]:
@@ -180,7 +191,7 @@ def find_places(
         records: Records collection.
         wanted: Which records.
         order: In which order.
-        beyond: Made by *order*; None: from the start.
+        beyond: Made by *order*; empty: from the start.
         among: Only records with these `_id`s.
         limit: Most places returned.
 
@@ -190,7 +201,7 @@ def find_places(
         StatementFailedError: The document id or the pattern cannot be sent, or the server refuses it.
     """
     found = records.find(
-        {"$and": [_narrowed(wanted, among), beyond or {}]},
+        {"$and": [_narrowed(wanted, among), beyond]},
         projection=[order.field],
         sort=order.sort,
         limit=limit,
@@ -227,8 +238,10 @@ def pages(records: Documents, wanted: Wanted, *, size: int) -> Iterator[list[dic
 @translated
 def _page(records: Documents, wanted: Wanted, after: Mapping[str, Any] | None, size: int) -> list[dict[str, Any]]:
     beyond = {} if after is None else {"_id": {"$gt": after}}
+    # Of final records alone, `reactive_next_run` has the order of the ids.
+    final = {"nextRunAt": None} if wanted.states <= FINAL else {}
     found = records.find(
-        {"$and": [wanted.query, beyond]},
+        {"$and": [wanted.query, beyond, final]},
         projection=["_id"],
         sort=[("_id", 1)],
         limit=size,

@@ -59,7 +59,7 @@ def estimate(source: Collection[Any]) -> int:
 
 @translated
 def count(records: Collection[Any], task: str) -> int:
-    """Return how many records *task* has; a range of `reactive_due`."""
+    """Return how many records *task* has; a range of `reactive_next_run`."""
     return records.count_documents({"task": task})
 
 

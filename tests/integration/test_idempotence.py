@@ -245,4 +245,4 @@ def test_indexes_are_made_once(bench: Bench) -> None:
     before = bench.records.index_information()
     indexes.prepare(bench.records)
     assert bench.records.index_information() == before
-    assert before.keys() == {"_id_", "reactive_wake", "reactive_due"}
+    assert before.keys() == {"_id_", "reactive_wake", "reactive_next_run", "reactive_oldest_due", "reactive_last_run"}
