@@ -16,9 +16,12 @@ from celery_reactive.core.declaration import declare
 from celery_reactive.core.duration import Duration
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.suggest import shown
+from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import ConfigurationError
 from celery_reactive.events import Event
 from celery_reactive.management import by_hand, cleanup, controls, listing, reconciling
+from celery_reactive.management import explain as explaining
+from celery_reactive.management.explain import Explanation
 from celery_reactive.management.listing import Page
 from celery_reactive.management.selection import TaskFilters
 from celery_reactive.management.status import Status, read_planning_failures, read_status
@@ -486,6 +489,29 @@ class Reactive:
             StoreUnavailableError: MongoDB does not answer; a part may have been removed. Doing it again is harmless.
         """
         return cleanup.purge(self._knowing_all_tasks(), task, gone=gone, left=left, older_than=older_than)
+
+    def explain(self, task: str, doc_id: Any) -> Explanation:
+        """Return why *task* ran, will run or will not for one document (B-53); `str()` gives the sentences.
+
+        Args:
+            task: The task's name.
+            doc_id: The document's `_id`, taken literally.
+
+        Raises:
+            UnknownTaskError: There is no such task; the message lists the known ones.
+            StoreBusyError: Not found out within 10 s.
+            StoreUnavailableError: MongoDB does not answer.
+            StatementFailedError: The id cannot be sent to the server.
+        """
+        runtime = self._knowing_all_tasks()
+        return explaining.explain(runtime, task, doc_id, queue=self._queue_of(runtime.registry.get(task)))
+
+    def _queue_of(self, task: ReactiveTask) -> str | None:
+        """Return the name of the queue that messages of *task* go to; None where only the message would tell."""
+        from celery_reactive.planner.publish import Publisher  # noqa: PLC0415 -- workers need no planner
+
+        queue = Publisher(self._app, self.runtime).queue_of(task)
+        return None if queue is None else queue.name
 
     def pause(self, task: str) -> None:
         """Start no run of *task*, anywhere, until it is resumed; its documents are planned meanwhile (B-53).

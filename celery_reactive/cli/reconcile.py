@@ -7,8 +7,8 @@ import threading
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from celery_reactive.cli.output import console_for
 from celery_reactive.cli.project import TaskName, open_project
-from celery_reactive.cli.status import console_for
 from celery_reactive.core.task import DEFAULT_GROUP
 from celery_reactive.management import reconciling
 from celery_reactive.runtime import Runtime

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import click
 from celery import Celery
@@ -15,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from celery_reactive.cli.output import console_for, json_option, moment, plain_table, to_json
 from celery_reactive.cli.project import TaskName, open_project
 from celery_reactive.core.duration import format_duration
-from celery_reactive.core.record import RecordKey, id_to_text
+from celery_reactive.core.record import id_to_text
 from celery_reactive.core.states import RecordState
 from celery_reactive.management.reconciling import ReconciliationStatus
 from celery_reactive.management.status import LeaderStatus, Status, TaskStatus, read_planning_failures, read_status
@@ -25,9 +23,6 @@ from celery_reactive.store.unplanned import Unplanned
 
 _PING_SECONDS = 1.0
 _CONNECT_SECONDS = 2.0
-_PLAIN_WIDTH = 160
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command()
@@ -77,41 +72,10 @@ def ping(app: Celery) -> tuple[str, ...] | None:
     return tuple(sorted(name for reply in replies for name in reply))
 
 
-def console_for(ctx: click.Context) -> Console:
-    """Return a console that obeys Celery's `-C`, and does not cut columns where nobody looks at a terminal."""
-    console = Console(no_color=True if ctx.obj.no_color else None, highlight=False)
-    return console if console.is_terminal else Console(width=_PLAIN_WIDTH, highlight=False)
-
-
-def to_json(value: object) -> str:
-    """Return *value*, made of this package's dataclasses, as JSON: times in ISO 8601, durations in seconds."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False)
-
-
-def _plain(value: object) -> Any:
-    match value:
-        case RecordKey():
-            return {"task": value.task, "doc_id": json.loads(id_to_text(value.doc_id))}
-        case datetime():
-            return value.isoformat()
-        case timedelta():
-            return value.total_seconds()
-        case dict():
-            return {str(key): _plain(each) for key, each in value.items()}
-        case tuple() | list():
-            return [_plain(each) for each in value]
-        case str() | int() | float() | None:
-            return value
-        case _ if dataclasses.is_dataclass(value):
-            return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        case _:
-            return str(value)
-
-
 def _show(found: Status, console: Console) -> None:
     console.print(f"[bold]Leader[/]     {_leader_in_words(found.leader)}")
     for position in found.positions:
-        console.print(f"[bold]Planned[/]    {escape(position.database)} up to {_moment(position.planned_to)}", end="")
+        console.print(f"[bold]Planned[/]    {escape(position.database)} up to {moment(position.planned_to)}", end="")
         console.print(f", {format_duration(_whole_seconds(position.lag))} ago")
     for one in found.reconciliations:
         console.print(f"[bold]Reconciles[/] {_reconciliation_in_words(one)}")
@@ -126,7 +90,7 @@ def _show(found: Status, console: Console) -> None:
 def _leader_in_words(leader: LeaderStatus | None) -> str:
     if leader is None or leader.instance is None:
         return "[red]none[/]: start `celery-reactive planner`"
-    since = "" if leader.since is None else f", since {_moment(leader.since)}"
+    since = "" if leader.since is None else f", since {moment(leader.since)}"
     beat = "" if leader.heartbeat_age is None else f", heartbeat {leader.heartbeat_age.total_seconds():.1f} s ago"
     vanished = " [red](vanished: a stand-by takes over, if there is one)[/]" if leader.is_stale else ""
     return f"{escape(leader.instance)}, term {leader.term}{since}{beat}{vanished}"
@@ -149,7 +113,7 @@ def _failures_in_words(count: int) -> str:
 
 
 def _tasks_table(tasks: Iterable[TaskStatus]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = plain_table()
     table.add_column("task")
     table.add_column("collection")
     for state in RecordState:
@@ -168,7 +132,7 @@ def _remarks(task: TaskStatus) -> list[str]:
     if task.paused:
         remarks.append("[yellow]paused[/]")
     if task.throttled_until is not None:
-        remarks.append(f"[yellow]throttled until {_moment(task.throttled_until)}[/]")
+        remarks.append(f"[yellow]throttled until {moment(task.throttled_until)}[/]")
     if task.generation == 0:
         remarks.append("no planner has seen it yet")
     elif not task.is_reconciled:
@@ -179,7 +143,7 @@ def _remarks(task: TaskStatus) -> list[str]:
 
 
 def _failures_table(found: Sequence[Unplanned]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = plain_table()
     for column in ("task", "document", "reason", "since", "tries", "error"):
         table.add_column(column, justify="right" if column == "tries" else "left")
     for one in found:
@@ -187,15 +151,11 @@ def _failures_table(found: Sequence[Unplanned]) -> Table:
             escape(one.key.task),
             escape(id_to_text(one.key.doc_id)),
             one.reason.value,
-            _moment(one.since),
+            moment(one.since),
             str(one.tries),
             escape(one.error),
         )
     return table
-
-
-def _moment(when: datetime) -> str:
-    return f"{when:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _whole_seconds(span: timedelta) -> timedelta:

@@ -8,6 +8,7 @@ been planned after all.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -106,15 +107,17 @@ def find(
         wanted["_id.t"] = task
     if reason is not None:
         wanted["reason"] = reason.value
-    return [
-        Unplanned(
-            key=RecordKey(stored["_id"]["t"], stored["_id"]["d"]),
-            at=stored["at"],
-            gone=bool(stored.get("gone")),
-            reason=Reason(stored["reason"]),
-            error=stored["error"],
-            since=stored["since"],
-            tries=int(stored["tries"]),
-        )
-        for stored in globals_.find(wanted, sort=[("_id", 1)], limit=limit)
-    ]
+    return [found_from(stored) for stored in globals_.find(wanted, sort=[("_id", 1)], limit=limit)]
+
+
+def found_from(stored: Mapping[str, Any]) -> Unplanned:
+    """Return the entry that a stored document is."""
+    return Unplanned(
+        key=RecordKey(stored["_id"]["t"], stored["_id"]["d"]),
+        at=stored["at"],
+        gone=bool(stored.get("gone")),
+        reason=Reason(stored["reason"]),
+        error=stored["error"],
+        since=stored["since"],
+        tries=int(stored["tries"]),
+    )

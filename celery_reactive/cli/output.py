@@ -1,0 +1,78 @@
+"""How commands print: tables for people, JSON for programs (`docs/guide/cli-json.md`).
+
+Called by the commands. In a terminal output has colours and fits; in a pipe it is plain text, and no column is cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from celery_reactive.core.record import RecordKey, id_to_text
+
+_PLAIN_WIDTH = 160
+
+_VERBATIM = frozenset({"doc_id", "source_doc_id", "last_observed_values"})
+"""Fields that hold a user's values, of any BSON type: shown as relaxed extended JSON, which keeps the types apart."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def console_for(ctx: click.Context) -> Console:
+    """Return a console that obeys Celery's `-C`, and does not cut columns where nobody looks at a terminal."""
+    console = Console(no_color=True if ctx.obj.no_color else None, highlight=False)
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH, highlight=False)
+
+
+def to_json(value: object) -> str:
+    """Return *value*, made of this package's dataclasses, as JSON: times in ISO 8601, durations in seconds."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False)
+
+
+def _plain(value: object) -> Any:
+    match value:
+        case RecordKey():
+            return {"task": value.task, "doc_id": _verbatim(value.doc_id)}
+        case datetime():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case dict():
+            return {str(key): _plain(each) for key, each in value.items()}
+        case tuple() | list():
+            return [_plain(each) for each in value]
+        case str() | int() | float() | None:
+            return value
+        case _ if dataclasses.is_dataclass(value):
+            return {field.name: _field(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)}
+        case _:
+            return str(value)
+
+
+def _field(name: str, value: object) -> Any:
+    return _verbatim(value) if name in _VERBATIM else _plain(value)
+
+
+def _verbatim(value: object) -> Any:
+    return json.loads(id_to_text(value))
+
+
+def moment(when: datetime) -> str:
+    """Return a time as people read it."""
+    return f"{when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def plain_table() -> Table:
+    """Return an empty table without lines."""
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+
+
+def counted(number: int, what: str = "record") -> str:
+    """Return "1 record", "2 records"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
