@@ -10,6 +10,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from celery_reactive.core.filters import Filter, compile_filter
+from celery_reactive.core.limits import read_concurrency, read_rate
 from celery_reactive.core.options import Options, read_boolean, read_integer, read_text
 from celery_reactive.core.policies import CleanupPolicy, Evolution
 from celery_reactive.core.projection import Projection, compile_projection
@@ -43,6 +44,8 @@ OPTIONS = (
     "evolution",
     "chunk",
     "priority",
+    "rate_limit",
+    "max_concurrency",
     "group",
 )
 """Every option there is. Another is refused by name, so that none is silently ignored."""
@@ -86,6 +89,8 @@ def declare(name: str, options: Mapping[str, Any]) -> ReactiveTask:
         priority=given.read(
             "priority", functools.partial(read_integer, at_least=0, at_most=HIGHEST_PRIORITY), DEFAULT_PRIORITY
         ),
+        rate_limit=given.read("rate_limit", read_rate, None),
+        max_concurrency=given.read("max_concurrency", read_concurrency, None),
         group=given.read("group", read_text, DEFAULT_GROUP),
     )
     given.check()

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
-_LARGEST = 2**31 - 1
+LARGEST = 2**31 - 1
+"""Largest integer an option may be: what fits in 32 bits."""
 
 
 class Options:
@@ -135,7 +136,7 @@ def read_boolean(value: object, name: str) -> bool:
     raise ConfigurationError(name, [f"expected True or False, got {shown(value)}"])
 
 
-def read_integer(value: object, name: str, *, at_least: int, at_most: int = _LARGEST) -> int:
+def read_integer(value: object, name: str, *, at_least: int, at_most: int = LARGEST) -> int:
     """Return *value* if it is a whole number within the bounds.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from celery_reactive.core.duration import format_duration
 from celery_reactive.core.filters import Filter
+from celery_reactive.core.limits import Rate
 from celery_reactive.core.policies import CleanupPolicy, Evolution
 from celery_reactive.core.projection import Projection
 from celery_reactive.core.retry import RetryPolicy
@@ -50,6 +51,10 @@ class ReactiveTask:
     """Records a message may name; None: as `reactive_chunk` says."""
     priority: int = DEFAULT_PRIORITY
     """How urgent its messages are, 0 to 9; 9 most, on every broker (B-58)."""
+    rate_limit: Rate | None = None
+    """How many runs may start in a period, cluster-wide; None: no limit (B-58)."""
+    max_concurrency: int | None = None
+    """How many runs there may be at a time, cluster-wide; None: no limit (B-58)."""
     group: str = DEFAULT_GROUP
     """The planner group that plans it (B-65)."""
 

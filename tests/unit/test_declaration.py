@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_reactive.core.declaration import OPTIONS, declare
+from celery_reactive.core.limits import Rate
 from celery_reactive.core.policies import CleanupPolicy, DeleteWhen, Evolution, OnHandlerVersionChange
 from celery_reactive.core.retry import RetryPolicy
 from celery_reactive.core.task import ReactiveTask
@@ -42,6 +43,8 @@ def test_the_defaults() -> None:
     assert task.evolution == Evolution(handler_version=1, on_handler_version_change="none")
     assert task.chunk is None
     assert task.priority == 4
+    assert task.rate_limit is None
+    assert task.max_concurrency is None
     assert task.paths is None
 
 
@@ -64,6 +67,8 @@ def test_every_option_is_taken() -> None:
             "evolution": {"handlerVersion": 2, "onHandlerVersionChange": "reprocess_failed"},
             "chunk": "auto",
             "priority": 9,
+            "rate_limit": "100/m",
+            "max_concurrency": 3,
         },
     )
     assert task.name == "old.name"
@@ -78,6 +83,7 @@ def test_every_option_is_taken() -> None:
     assert task.evolution.on_handler_version_change is OnHandlerVersionChange.REPROCESS_FAILED
     assert task.evolution.reconcile_on_trigger_change
     assert task.chunk == "auto"
+    assert (task.rate_limit, task.max_concurrency) == (Rate(100, timedelta(minutes=1)), 3)
     assert task.priority == 9
 
 
@@ -196,9 +202,8 @@ def test_an_unknown_option_is_refused_with_a_suggestion(unknown: str, suggestion
 
 @pytest.mark.parametrize(
     "option",
-    ["batch", "document_class", "loop_guard", "max_concurrency", "on_delete", "rate_limit",
-     "recheck_interval", "track_changes"],
-)  # fmt: skip
+    ["batch", "document_class", "loop_guard", "on_delete", "recheck_interval", "track_changes"],
+)
 def test_an_option_that_does_nothing_is_no_option(option: str) -> None:
     """B-2: nothing is silently ignored."""
     assert option not in OPTIONS
