@@ -98,6 +98,10 @@ class Due:
     """Must travel in a message of its own: its last worker died while it ran in company (B-28)."""
     again: bool = False
     """It was sent before, and nobody claimed it by its dispatch deadline."""
+    due_at: datetime | None = None
+    """When the planner had to look at it."""
+    waited: timedelta = timedelta(0)
+    """Since then."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,37 +4,75 @@ Called by `process`, in a thread of its own. The mark is the intent and comes fi
 dies in between leaves records whose deadline passes, and they are sent again. A message is a wake-up
 and carries no authority; what is known not to have been published is cleared when the broker answers.
 
-Messages go out in batches over all tasks, the more urgent tasks first (B-58); `publish` knows how.
+A round looks at tasks that something has happened to, or whose next record is due by now, so that its work is in
+proportion to what it sends. The tasks of a queue share what may be with the broker (`window`); messages go out in
+batches over all tasks, the more urgent tasks first (B-58); `publish` knows how.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 
-from celery_reactive.core.record import Due
+from celery_reactive.core.record import Due, RecordKey
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreUnavailableError
 from celery_reactive.events import DispatchFailed, RecordsDispatched
 from celery_reactive.planner.patience import Complaint
 from celery_reactive.planner.plan import PlannedTask
 from celery_reactive.planner.publish import BrokerUnavailableError, Message, MessagesRefusedError, Publisher
+from celery_reactive.planner.window import MOST_A_MESSAGE, Window, records_a_message
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import definitions, records
+from celery_reactive.store import definitions, instances, records
+from celery_reactive.store.definitions import Controls
+from celery_reactive.store.instances import WorkerFacts
 
 logger = logging.getLogger(__name__)
 
 _ROUND_SIZE = 500
+"""Records of one task looked at and marked together, and messages published together."""
+_ROUNDS_SIZE = 4 * _ROUND_SIZE
+"""Of all tasks: memory stays flat however many there are."""
+_LEAST_ROUND_SIZE = 50
 _FIRST_DEADLINE = timedelta(seconds=60)
 _LONGEST_DEADLINE = timedelta(minutes=15)
-_SAFETY_POLL_SECONDS = 0.5
+_POLL_SECONDS, _POLL_A_TASK_SECONDS, _LONGEST_POLL_SECONDS = 0.5, 0.05, 5.0
+"""What nothing has told of is found after so long; the more tasks, the later, so that an idle planner asks little."""
 _BROKER_WAIT_SECONDS = 1.0
 _REFUSED_WAIT_SECONDS = 5.0
 """For a task whose messages were refused; those of others go out meanwhile."""
+_HELD_WAIT_SECONDS = 0.1
+_LEAST_WAIT_SECONDS = 0.005
+_AT_ONCE = 0.0
+_WORKERS_SECONDS = 5.0
+_FIRST_SAMPLE_SECONDS, _SAMPLE_SECONDS = 0.05, 0.5
+_SAMPLE_SIZE = 32
+_ROUNDS_FROM_A_BOUND = 10
+_USUAL_SLOTS = 4
+"""Of a queue of whose workers nothing is known."""
+
+
+class _Flow:
+    """What the dispatcher remembers of one task."""
+
+    def __init__(self, task: ReactiveTask, queue: str | None) -> None:
+        self.task = task
+        self.queue = queue
+        """Its name; None where only a router of the user's knows."""
+        self.look_at = _AT_ONCE
+        """When there may be something to send, on the monotonic clock."""
+        self.is_backlogged = False
+        """There is more due than one round takes."""
+        self.bound: datetime | None = None
+        """Under a backlog: what was due before that has been sent, but for what is due again."""
+        self.rounds_from_bound = 0
+        self.sent_keys: deque[RecordKey] = deque(maxlen=_SAMPLE_SIZE)
+        self.run_time: timedelta | None = None
+        self.sampled_at = 0.0
 
 
 class Dispatcher:
@@ -49,21 +87,26 @@ class Dispatcher:
         ended: threading.Event,
     ) -> None:
         self._runtime = runtime
-        self._tasks = sorted(tasks, key=lambda task: task.definition.priority, reverse=True)
         self._publisher = publisher
         self._ended = ended
+        urgent_first = sorted(tasks, key=lambda task: task.definition.priority, reverse=True)
+        self._flows = {
+            task.definition.name: _Flow(task.definition, publisher.queue_name(task.definition)) for task in urgent_first
+        }
+        self._windows = {flow.queue: Window(runtime.settings.max_in_flight) for flow in self._flows.values()}
+        self._workers = _Workers(runtime)
+        self._poll_seconds = min(max(_POLL_SECONDS, _POLL_A_TASK_SECONDS * len(tasks)), _LONGEST_POLL_SECONDS)
         self._kicked = threading.Event()
         self._complaint = Complaint("the broker")
         self._filter_complaint = Complaint("reactive_task_filter")
         self._unpublished: list[Message] = []
-        self._held: dict[str, float] = {}
-        """Tasks of which nothing may be sent now, whatever is due, and after how many seconds to look again."""
         self._refused_at: dict[str, float] = {}
         """When the broker last refused messages of a task, by the monotonic clock."""
 
     def most_a_message(self, task: ReactiveTask) -> int:
         """Return how many records of *task* one message names at most."""
-        return self._records_a_message(task, _ROUND_SIZE)
+        size = self._fixed_size(task)
+        return MOST_A_MESSAGE if size is None else size
 
     def kick(self) -> None:
         """Look now: something may have become due."""
@@ -75,31 +118,71 @@ class Dispatcher:
         Raises:
             StoreUnavailableError: MongoDB is away; what was marked is sent again after its deadline.
         """
-        self._kicked.clear()
+        if self._kicked.is_set():
+            self._kicked.clear()
+            for flow in self._flows.values():
+                flow.look_at = _AT_ONCE
         try:
-            sent = self._round()
+            self._round()
         except BrokerUnavailableError as error:
             self._complaint.away(error)
             self._runtime.emit(DispatchFailed(str(error)))
             self._ended.wait(_BROKER_WAIT_SECONDS)
             return
-        if not sent:
-            self._kicked.wait(self._seconds_to_wait())
+        soonest = min((flow.look_at for flow in self._flows.values()), default=time.monotonic() + self._poll_seconds)
+        wait = soonest - time.monotonic()
+        if wait > 0:
+            self._kicked.wait(max(wait, _LEAST_WAIT_SECONDS))
 
-    def _round(self) -> int:
+    # --- a round ---------------------------------------------------------------------------------
+
+    def _round(self) -> None:
         self._clear_unpublished()
-        names = [task.definition.name for task in self._tasks]
-        controls = definitions.read_all(self._runtime.connection.globals(), names)
-        self._held = {
-            name: _PAUSED_WAIT_SECONDS for name in names if controls[name].holds_back or self._is_held_by_filter(name)
-        }
-        self._held |= self._held_by_refusals()
-        return sum(map(self._publish, self._batches()))
+        flows = self._flows_with_something_due()
+        if not flows:
+            return
+        controls = definitions.read_all(self._runtime.connection.globals(), [flow.task.name for flow in flows])
+        free = [flow for flow in flows if not self._is_held(flow, controls[flow.task.name])]
+        limit = max(_LEAST_ROUND_SIZE, min(_ROUND_SIZE, _ROUNDS_SIZE // max(1, len(free))))
+        found: dict[str, list[Due]] = {}
+        try:
+            for flow in free:
+                found[flow.task.name] = self._find_due(flow, limit=limit)
+        finally:
+            # What was found goes out although the database went away meanwhile.
+            for batch in self._batches(found):
+                self._publish(batch)
+        for flow in free:
+            if flow.look_at == _AT_ONCE and not flow.is_backlogged:
+                self._look_when_due(flow)
 
-    def _held_by_refusals(self) -> dict[str, float]:
+    def _flows_with_something_due(self) -> list[_Flow]:
+        """Return the tasks to look at: those something has happened to, and those whose next record is due by now."""
         now = time.monotonic()
-        waits = {task: at + _REFUSED_WAIT_SECONDS - now for task, at in self._refused_at.items()}
-        return {task: wait for task, wait in waits.items() if wait > 0}
+        for flow in self._flows.values():
+            if flow.look_at != _AT_ONCE and flow.look_at <= now:
+                self._look_when_due(flow)
+        return [flow for flow in self._flows.values() if flow.look_at == _AT_ONCE]
+
+    def _look_when_due(self, flow: _Flow) -> None:
+        """Find out when the next record of a task is due."""
+        now = time.monotonic()
+        wait = records.seconds_until_next_wake(self._runtime.connection.records(flow.task), flow.task.name)
+        is_due = wait is not None and wait <= 0
+        flow.look_at = (
+            _AT_ONCE if is_due else now + min(self._poll_seconds if wait is None else wait, self._poll_seconds)
+        )
+
+    def _is_held(self, flow: _Flow, controls: Controls) -> bool:
+        """Whether nothing of a task may be sent now, whatever is due; it is looked at again later then."""
+        wait = 0.0
+        if controls.holds_back or self._is_held_by_filter(flow.task.name):
+            wait = _HELD_WAIT_SECONDS
+        elif flow.task.name in self._refused_at:
+            wait = self._refused_at[flow.task.name] + _REFUSED_WAIT_SECONDS - time.monotonic()
+        if wait > 0:
+            flow.look_at = time.monotonic() + min(wait, self._poll_seconds)
+        return wait > 0
 
     def _is_held_by_filter(self, task: str) -> bool:
         """Ask `reactive_task_filter` (B-37); one that raises holds back, as nobody knows what it would have said."""
@@ -114,13 +197,28 @@ class Dispatcher:
         self._filter_complaint.back()
         return held
 
-    def _batches(self) -> Iterator[list[Message]]:
-        """Mark what is due as sent, task by task, and yield the messages that are to be published for it."""
+    def _find_due(self, flow: _Flow, *, limit: int) -> list[Due]:
+        """Return what of a task is due, longest due first."""
+        if flow.rounds_from_bound >= _ROUNDS_FROM_A_BOUND:
+            # What is due again has a time of its own, which may lie before it.
+            flow.bound, flow.rounds_from_bound = None, 0
+        target, bound = self._runtime.connection.records(flow.task), flow.bound
+        due = records.find_due(target, flow.task.name, limit=limit, overdue=bound is None, after=bound)
+        if len(due) < limit:
+            flow.is_backlogged, flow.bound = False, None
+            return due or (self._find_due(flow, limit=limit) if bound is not None else [])
+        flow.is_backlogged = True
+        flow.rounds_from_bound += 1
+        return due
+
+    def _batches(self, found: Mapping[str, list[Due]]) -> Iterator[list[Message]]:
+        """Mark what may be sent, task by task, and yield the messages that are to be published for it."""
+        granted = self._granted({name: due for name, due in found.items() if due})
         batch: list[Message] = []
         try:
-            for task in self._tasks:
-                if task.definition.name not in self._held and not self._ended.is_set():
-                    batch += self._mark_due(task.definition)
+            for name, number in granted.items():
+                if number and not self._ended.is_set():
+                    batch += self._mark(self._flows[name], found[name][:number])
                 if sum(len(message.due) for message in batch) >= _ROUND_SIZE:
                     yield batch
                     batch = []
@@ -130,24 +228,84 @@ class Dispatcher:
             raise
         yield batch
 
-    def _mark_due(self, task: ReactiveTask) -> list[Message]:
-        target = self._runtime.connection.records(task)
-        room = self._runtime.settings.max_in_flight
-        due = records.find_due(target, task.name, limit=min(_ROUND_SIZE, room))
-        if len(due) > _FEW:
-            room -= records.count_in_flight(target, task.name)
-            if room <= 0:
-                self._held[task.name] = _FULL_WAIT_SECONDS
-            due = due[: max(room, 0)]
-        if not due:
-            return []
+    def _mark(self, flow: _Flow, due: Sequence[Due]) -> list[Message]:
         records.mark_sent(
-            target,
+            self._runtime.connection.records(flow.task),
             [one.key for one in due],
             first_deadline=_FIRST_DEADLINE,
             longest_deadline=_LONGEST_DEADLINE,
         )
-        return [Message(task, named) for named in chunks(due, self._records_a_message(task, len(due)))]
+        self._windows[flow.queue].sent(flow.task.name, len(due))
+        if flow.is_backlogged:
+            flow.bound = max((one.due_at for one in due if one.due_at and not one.again), default=flow.bound)
+        flow.sent_keys.extend(one.key for one in due[-_SAMPLE_SIZE:])
+        return [Message(flow.task, named) for named in chunks(due, self._records_a_message(flow, len(due)))]
+
+    # --- how much --------------------------------------------------------------------------------
+
+    def _granted(self, found: Mapping[str, list[Due]]) -> dict[str, int]:
+        """Return how many of the records found may be sent, by task; a full queue is looked at again later."""
+        granted: dict[str, int] = {}
+        for queue, window in self._windows.items():
+            demands = {name: len(due) for name, due in found.items() if self._flows[name].queue == queue}
+            if demands:
+                granted |= self._shares(queue, window, demands)
+        return {name: granted[name] for name in found}
+
+    def _shares(self, queue: str | None, window: Window, demands: Mapping[str, int]) -> dict[str, int]:
+        if not all(window.is_counted(name) for name, flow in self._flows.items() if flow.queue == queue):
+            self._count(queue, window)
+        room = self._room(queue, window, demands)
+        if room < sum(demands.values()):
+            self._count(queue, window)
+            room = self._room(queue, window, demands)
+        shares = window.share(demands, room)
+        for name, share in shares.items():
+            if share < demands[name]:
+                self._flows[name].look_at = time.monotonic() + window.seconds_until_room(time.monotonic())
+        return shares
+
+    def _room(self, queue: str | None, window: Window, demands: Mapping[str, int]) -> int:
+        # As many as it names under a backlog: what is with the broker must not shrink with what is left to send.
+        a_message = max(self._records_a_message(self._flows[name], _ROUNDS_SIZE) for name in demands)
+        return window.room(slots=self._workers.slots(queue), a_message=a_message, now=time.monotonic())
+
+    def _count(self, queue: str | None, window: Window) -> None:
+        for name, flow in self._flows.items():
+            if flow.queue == queue:
+                counted = records.count_in_flight(self._runtime.connection.records(flow.task), name)
+                window.counted(name, counted, at=time.monotonic())
+
+    def _records_a_message(self, flow: _Flow, due: int) -> int:
+        size = self._fixed_size(flow.task)
+        if size is not None:
+            return size
+        if self._workers.are_limited(flow.queue):
+            return 1
+        slots = self._workers.slots(flow.queue)
+        if due > slots:
+            self._sample(flow)
+        return records_a_message(due, slots=slots, run_time=flow.run_time)
+
+    def _fixed_size(self, task: ReactiveTask) -> int | None:
+        """Return how many records a message to *task* names; None: that is found by what is due."""
+        if self._publisher.has_time_limit(task):
+            return 1
+        size = task.chunk or self._runtime.settings.chunk
+        return None if isinstance(size, str) else size
+
+    def _sample(self, flow: _Flow) -> None:
+        """Learn how long runs of a task take from what was sent a moment ago."""
+        now = time.monotonic()
+        every = _FIRST_SAMPLE_SECONDS if flow.run_time is None else _SAMPLE_SECONDS
+        if not flow.sent_keys or now - flow.sampled_at < every:
+            return
+        flow.sampled_at = now
+        took = records.run_times(self._runtime.connection.records(flow.task), flow.sent_keys)
+        if took:
+            flow.run_time = sum(took, timedelta(0)) / len(took)
+
+    # --- publishing ------------------------------------------------------------------------------
 
     def _publish(self, batch: Sequence[Message]) -> int:
         """Publish messages; return how many records they name.
@@ -187,16 +345,7 @@ class Dispatcher:
         """Return what is told of messages of one task that were published."""
         task, due = messages[0].task, [one for message in messages for one in message.due]
         again = sum(one.again for one in due)
-        queue = self._publisher.queue_of(task)
-        queue_name = None if queue is None else str(queue.name)
-        return RecordsDispatched(task.name, len(due), len(messages), queue_name, again)
-
-    def _records_a_message(self, task: ReactiveTask, due: int) -> int:
-        """Return how many records a message names; `"auto"` spreads what is due over enough messages for all slots."""
-        if self._publisher.has_time_limit(task):
-            return 1
-        size = task.chunk or self._runtime.settings.chunk
-        return max(1, math.ceil(due / _FEW)) if isinstance(size, str) else size
+        return RecordsDispatched(task.name, len(due), len(messages), self._flows[task.name].queue, again)
 
     def _clear_unpublished(self) -> None:
         """Let what was not published be sent again, once the broker answers."""
@@ -208,23 +357,29 @@ class Dispatcher:
             records.mark_unsent(self._runtime.connection.records(task), keys)
             self._unpublished = [message for message in self._unpublished if message.task.name != name]
 
-    def _seconds_to_wait(self) -> float:
-        asked = time.monotonic()
-        waits = [
-            records.seconds_until_next_wake(self._runtime.connection.records(task.definition), task.definition.name)
-            for task in self._tasks
-            if task.definition.name not in self._held
-        ]
-        spent = time.monotonic() - asked
-        soonest = min((wait for wait in waits if wait is not None), default=_SAFETY_POLL_SECONDS)
-        return min(max(soonest - spent, _LEAST_WAIT_SECONDS), *self._held.values(), _SAFETY_POLL_SECONDS)
 
+class _Workers:
+    """The live workers, read every few seconds: how much they take at once."""
 
-_FEW = 50
-"""Up to so many due records are sent one by one, without asking how many are in flight."""
-_FULL_WAIT_SECONDS = 0.02
-_PAUSED_WAIT_SECONDS = 0.1
-_LEAST_WAIT_SECONDS = 0.005
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._known: list[WorkerFacts] = []
+        self._read_at = -_WORKERS_SECONDS
+
+    def slots(self, queue: str | None) -> int:
+        """Return how many messages the workers of *queue* run at once; of all workers where the queue is not known."""
+        return sum(worker.slots for worker in self._of(queue)) or _USUAL_SLOTS
+
+    def are_limited(self, queue: str | None) -> bool:
+        """Whether the command line of any of them limits the time of a message (B-30)."""
+        return any(worker.limited for worker in self._of(queue))
+
+    def _of(self, queue: str | None) -> list[WorkerFacts]:
+        now = time.monotonic()
+        if now - self._read_at >= _WORKERS_SECONDS:
+            self._read_at = now
+            self._known = list(instances.live_workers(self._runtime.connection.globals()).values())
+        return [worker for worker in self._known if queue is None or queue in worker.queues]
 
 
 def chunks(due: Iterable[Due], size: int) -> Iterator[list[Due]]:

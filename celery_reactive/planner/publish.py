@@ -200,6 +200,11 @@ class Publisher:
         queue = route.get("queue")
         return queue if isinstance(queue, Queue) and "exchange" not in route else None
 
+    def queue_name(self, task: ReactiveTask) -> str | None:
+        """Return the name of the queue that `queue_of` returns."""
+        queue = self.queue_of(task)
+        return None if queue is None else str(queue.name)
+
     def connect(self) -> BrokerConnection:
         """Return a new connection whose statements end in time; nothing is connected yet."""
         options = dict(self._app.conf.broker_transport_options or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,8 @@ from celery_reactive.planner.publish import (
     Publisher,
 )
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import records
+from celery_reactive.store import instances, records
+from celery_reactive.store.instances import WorkerFacts
 from tests.integration.bench import Bench
 from tests.integration.conftest import MakeBench, MakeDesk
 
@@ -33,6 +35,8 @@ class Outbox(Publisher):
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, object]] = []
+        self.sizes: list[int] = []
+        """Records that each message named."""
         self.batches = 0
         self.failure: Callable[[Sequence[Message]], NotPublishedError] | None = None
         """Makes what is raised, from what was to be published."""
@@ -42,6 +46,7 @@ class Outbox(Publisher):
         self.batches += 1
         error = self.failure(messages) if self.failure is not None else NotPublishedError("nothing")
         published = [message for message in messages if message not in error.messages]
+        self.sizes += [len(message.due) for message in published]
         self.sent += [(message.task.name, one.key.doc_id) for message in published for one in message.due]
         if error.messages:
             raise error
@@ -67,9 +72,12 @@ def outbox() -> Outbox:
 def dispatcher_of(make_desk: MakeDesk, outbox: Outbox) -> Callable[..., Dispatcher]:
     """Make a dispatcher for workbenches, with a `reactive_task_filter`."""
 
-    def make(*benches: Bench, task_filter: Callable[[str], object] | None = None) -> Dispatcher:
+    def make(
+        *benches: Bench, task_filter: Callable[[str], object] | None = None, max_in_flight: int = 2000
+    ) -> Dispatcher:
         parts = make_desk(*benches).runtime
-        runtime = Runtime(parts.settings, parts.registry, parts.connection, task_filter=task_filter)
+        settings = dataclasses.replace(parts.settings, max_in_flight=max_in_flight)
+        runtime = Runtime(settings, parts.registry, parts.connection, task_filter=task_filter)
         planned = [PlannedTask(bench.task, 1, collated=False) for bench in benches]
         return Dispatcher(runtime, planned, outbox, ended=threading.Event())
 
@@ -179,12 +187,115 @@ def test_what_is_marked_before_the_database_goes_away_is_published(
     second.plan(DOCUMENT)
     find_due = records.find_due
 
-    def fail_for_second(target: Any, task: str, *, limit: int) -> Any:
+    def fail_for_second(target: Any, task: str, **options: Any) -> Any:
         if task == "second":
             raise StoreUnavailableError("it is away")
-        return find_due(target, task, limit=limit)
+        return find_due(target, task, **options)
 
     monkeypatch.setattr(records, "find_due", fail_for_second)
     with pytest.raises(StoreUnavailableError):
         dispatcher_of(first, second).step()
     assert outbox.sent == [("first", 1)]
+
+
+def documents(number: int, *, first: int = 0) -> list[dict[str, Any]]:
+    """Return documents that concern a task."""
+    return [{"_id": doc_id, "on": True} for doc_id in range(first, first + number)]
+
+
+def announce(bench: Bench, dispatcher: Dispatcher, *, slots: int, limited: bool = False) -> None:
+    """Let a worker be there."""
+    facts = WorkerFacts(["any"], slots, "prefork", limited, 0, acks_late=False, tasks={}, version="")
+    globals_ = dispatcher._runtime.connection.globals()
+    instances.announce_worker(globals_, f"celery@{bench.task.name}", facts)
+
+
+def finish_all(bench: Bench, *, milliseconds: float) -> None:
+    """Let all that was sent have run for so long."""
+    run = {"at": "$$NOW", "status": "completed", "durationMs": milliseconds}
+    done = {"status": "completed", "lastFinalizedAt": {"$add": ["$_r.sentAt", 1]}, "executionHistory": [run]}
+    bench.records.update_many({"_r.sent": True}, [{"$set": {**done, "_r.sent": False, "_r.wakeAt": None}}])
+
+
+def test_one_record_a_message_while_workers_keep_up(
+    bench: Bench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox
+) -> None:
+    """B-22: as many messages as there are slots for."""
+    dispatcher = dispatcher_of(bench)
+    announce(bench, dispatcher, slots=6)
+    bench.plan(*documents(6))
+    dispatcher.step()
+    assert outbox.sizes == [1] * 6
+
+
+def test_messages_grow_with_the_backlog_by_the_observed_run_time(
+    bench: Bench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B-22: few at first; then so many that a message holds about 200 ms of work."""
+    monkeypatch.setattr(dispatch, "_FIRST_SAMPLE_SECONDS", 0.0)
+    dispatcher = dispatcher_of(bench)
+    announce(bench, dispatcher, slots=2)
+    bench.plan(*documents(64))
+    dispatcher.step()
+    assert outbox.sizes == [8] * 8
+    finish_all(bench, milliseconds=9)
+    outbox.sizes.clear()
+    bench.plan(*documents(60, first=100))
+    dispatcher.step()
+    assert outbox.sizes == [20] * 3
+
+
+def test_a_limit_on_a_workers_command_line_has_records_travel_alone(
+    bench: Bench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox
+) -> None:
+    """B-30: each run gets the whole of it."""
+    dispatcher = dispatcher_of(bench)
+    announce(bench, dispatcher, slots=1, limited=True)
+    bench.plan(*documents(4))
+    dispatcher.step()
+    assert outbox.sizes == [1] * 4
+
+
+def test_the_backlog_stays_in_the_database(
+    bench: Bench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox
+) -> None:
+    """B-22: no more than the setting allows is with the broker, and what is finished makes room."""
+    dispatcher = dispatcher_of(bench, max_in_flight=5)
+    bench.plan(*documents(12))
+    dispatcher.step()
+    dispatcher.step()
+    assert len(outbox.sent) == 5
+    finish_all(bench, milliseconds=1)
+    dispatcher.kick()
+    dispatcher.step()
+    assert [doc_id for _, doc_id in outbox.sent] == list(range(10))
+
+
+def test_a_task_with_a_backlog_leaves_room_to_others_of_its_queue(
+    make_bench: MakeBench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox
+) -> None:
+    """B-58: each keeps its part, also where one came first."""
+    many, few = make_bench("many", priority=9), make_bench("few")
+    dispatcher = dispatcher_of(many, few, max_in_flight=10)
+    many.plan(*documents(30))
+    few.plan(*documents(3))
+    dispatcher.step()
+    assert sorted(outbox.sent) == [("few", one) for one in range(3)] + [("many", one) for one in range(7)]
+
+
+def test_all_of_a_backlog_is_sent_in_the_order_in_which_it_became_due(
+    bench: Bench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B-22: in rounds, each beginning where the last one ended; what is due again in the past is found as well."""
+    monkeypatch.setattr(dispatch, "_ROUND_SIZE", 5)
+    monkeypatch.setattr(dispatch, "_LEAST_ROUND_SIZE", 5)
+    dispatcher = dispatcher_of(bench)
+    for doc_id in range(23):
+        bench.plan(*documents(1, first=doc_id))
+    for _ in range(3):
+        dispatcher.step()
+    assert [doc_id for _, doc_id in outbox.sent] == list(range(15))
+    records.mark_unsent(bench.records, [bench.key(2)])
+    for _ in range(4):
+        dispatcher.step()
+    assert sorted(doc_id for _, doc_id in outbox.sent) == sorted([*range(23), 2])

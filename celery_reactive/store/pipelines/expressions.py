@@ -33,9 +33,9 @@ def state_is(states: frozenset[RecordState]) -> dict[str, Any]:
     return {"status": {"$in": sorted(states)}} if len(states) > 1 else {"status": next(iter(states)).value}
 
 
-def is_past(field: str) -> dict[str, Any]:
-    """Return the guard that demands a date in *field* that has come by the server's clock."""
-    return {field: {"$gt": EPOCH}, "$expr": {"$lte": [f"${field}", NOW]}}
+def is_past(field: str, *, since: datetime | None = None) -> dict[str, Any]:
+    """Return the guard that demands a date in *field* that has come by the server's clock, not before *since*."""
+    return {field: {"$gt": EPOCH} if since is None else {"$gte": since}, "$expr": {"$lte": [f"${field}", NOW]}}
 
 
 def milliseconds(duration: timedelta) -> int:

@@ -14,24 +14,29 @@ from celery_reactive.store.records.collection import BY_ID, Records
 
 
 @translated
-def find_due(records: Records, task: str, *, limit: int) -> list[Due]:
-    """Return pending records that are due and not on their way, oldest first, and overdue ones.
+def find_due(
+    records: Records, task: str, *, limit: int, overdue: bool = True, after: datetime | None = None
+) -> list[Due]:
+    """Return pending records that are due and not on their way, longest due first, and then overdue ones.
 
     Args:
         records: Records collection.
         task: Name of the task.
         limit: Most records returned.
+        overdue: Also those on their way that nobody has claimed by their dispatch deadline.
+        after: Only what became due at that time or later. The index entries of what has been sent stay behind for a
+            while and are passed over one by one.
     """
     found: list[Due] = []
-    for sent in (False, True):
+    for sent in (False, True) if overdue else (False,):
         cursor = records.find(
             {
                 "task": task,
                 **pipelines.state_is(CLAIM.sources),
                 "_r.sent": sent,
-                **pipelines.is_past("_r.wakeAt"),
+                **pipelines.is_past("_r.wakeAt", since=None if sent else after),
             },
-            projection=["sourceDocId", "attempts", "_r.cycle", "_r.alone"],
+            projection=_DUE_FIELDS,
             sort=[("_r.wakeAt", 1)],
             limit=limit - len(found),
         )
@@ -41,10 +46,27 @@ def find_due(records: Records, task: str, *, limit: int) -> list[Due]:
     return found
 
 
+_DUE_FIELDS = {
+    "sourceDocId": 1,
+    "attempts": 1,
+    "_r.cycle": 1,
+    "_r.alone": 1,
+    "_r.wakeAt": 1,
+    "waited": {"$subtract": ["$$NOW", "$_r.wakeAt"]},
+}
+
+
 def _due(task: str, record: Mapping[str, Any], *, again: bool) -> Due:
     books = record["_r"]
-    key = RecordKey(task, record["sourceDocId"])
-    return Due(key, int(books["cycle"]), int(record["attempts"]), bool(books.get("alone")), again=again)
+    return Due(
+        RecordKey(task, record["sourceDocId"]),
+        int(books["cycle"]),
+        int(record["attempts"]),
+        bool(books.get("alone")),
+        again=again,
+        due_at=books["wakeAt"],
+        waited=timedelta(milliseconds=record["waited"]),
+    )
 
 
 @translated
@@ -82,6 +104,19 @@ def mark_unsent(records: Records, keys: Iterable[RecordKey]) -> int:
         hint=BY_ID,
     )
     return result.modified_count
+
+
+@translated
+def run_times(records: Records, keys: Iterable[RecordKey]) -> list[timedelta]:
+    """Return how long the last runs of *keys* took that have ended since their message was sent."""
+    found = records.find(
+        {"_id": {"$in": [key.id for key in keys]}, "$expr": {"$gt": ["$lastFinalizedAt", "$_r.sentAt"]}},
+        projection={"lastFinalizedAt": 1, "lastSuccess": 1, "executionHistory": {"$slice": -1}},
+        hint=BY_ID,
+    )
+    # Of a record without a history only a success says how long it took.
+    last = [[*record["executionHistory"], record["lastSuccess"] or {}][0] for record in found]
+    return [timedelta(milliseconds=run["durationMs"]) for run in last if "durationMs" in run]
 
 
 @translated
@@ -164,20 +199,12 @@ def expire_sent(
 @translated
 def seconds_until_next_wake(records: Records, task: str) -> float | None:
     """Return the seconds, by the server's clock, until a pending record of *task* is due or overdue; None: never."""
-    waits: list[float] = []
-    for sent in (False, True):
-        pipeline: list[dict[str, Any]] = [
-            {
-                "$match": {
-                    "task": task,
-                    **pipelines.state_is(CLAIM.sources),
-                    "_r.sent": sent,
-                    "_r.wakeAt": {"$gt": pipelines.EPOCH},
-                },
-            },
-            {"$sort": {"_r.wakeAt": 1}},
-            {"$limit": 1},
-            {"$project": {"wait": {"$subtract": ["$_r.wakeAt", "$$NOW"]}}},
-        ]
-        waits += [record["wait"] / 1000 for record in records.aggregate(pipeline)]
-    return min(waits, default=None)
+    waiting = {
+        "task": task,
+        **pipelines.state_is(CLAIM.sources),
+        "_r.sent": {"$in": [False, True]},
+        "_r.wakeAt": {"$gt": pipelines.EPOCH},
+    }
+    wait = {"wait": {"$subtract": ["$_r.wakeAt", "$$NOW"]}}
+    found = records.find_one(waiting, projection=wait, sort=[("_r.wakeAt", 1)])
+    return None if found is None else float(found["wait"]) / 1000
