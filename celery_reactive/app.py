@@ -6,6 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from types import EllipsisType
 from typing import Any, Self, Unpack
 
 from celery import Celery, Task, _state, shared_task
@@ -46,7 +47,7 @@ def reactive_task(*arguments: Any, **options: Any) -> Callable[[Any], Any]:
         arguments: None: options are given by name.
         options: `collection` (required), `task`, `database`, `filter`, `watch_projection`, `backfill`, `debounce`,
             `debounce_max_wait`, `retry_policy`, `cleanup_policy`, `execution_history_limit`, `evolution`, `chunk`,
-            `group`, `priority`.
+            `group`, `priority`, `rate_limit`, `max_concurrency`.
 
     Returns:
         A decorator that returns the Celery task; its definition is at `task.reactive`.
@@ -547,6 +548,33 @@ class Reactive:
             StoreUnavailableError: The throttle may be in force or not.
         """
         return controls.throttle(self._knowing_all_tasks(), task, delay)
+
+    def limit(
+        self,
+        task: str,
+        *,
+        rate: str | float | EllipsisType | None = ...,
+        concurrency: int | str | EllipsisType | None = ...,
+        priority: int | EllipsisType | None = ...,
+    ) -> None:
+        """Set limits and priority of *task* that count instead of the declared ones, everywhere at once (B-58).
+
+        In force for every claim that begins after this has returned, until set again; what is not named stays as it is.
+
+        Args:
+            task: The task's name.
+            rate: Instead of `rate_limit`: as that is written, `"unlimited"` for none, None for what is declared.
+            concurrency: Instead of `max_concurrency`: likewise.
+            priority: Instead of `priority`, for messages sent from now on: 0 to 9, None for what is declared.
+
+        Raises:
+            UnknownTaskError: There is no such task; the message lists the known ones. Nothing was changed.
+            ConfigurationError: A value has no meaning, or none is named. Nothing was changed.
+            StoreUnavailableError: The limits may be in force or not.
+        """
+        given = {"rate": rate, "concurrency": concurrency, "priority": priority}
+        changes = {name: value for name, value in given.items() if value is not ...}
+        controls.limit(self._knowing_all_tasks(), task, changes)
 
     def reconcile(self, *tasks: str) -> None:
         """Have every document of *tasks* compared with its record, of all tasks if none is named (B-48).

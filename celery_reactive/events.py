@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from celery_reactive.core.suggest import shown
+from celery_reactive.core.task import DEFAULT_GROUP
 
 _LONGEST_TEXT = 300
 
@@ -64,6 +65,7 @@ class PlannerStarted(Event):
     message: ClassVar[str] = "planner started"
     instance: str
     tasks: int
+    group: str = DEFAULT_GROUP
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class PlannerStopped(Event):
     code: ClassVar[str] = "planner_stopped"
     message: ClassVar[str] = "planner stopped"
     instance: str
+    group: str = DEFAULT_GROUP
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class LeadershipWon(Event):
     message: ClassVar[str] = "leadership won"
     instance: str
     term: int
+    group: str = DEFAULT_GROUP
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,6 +98,7 @@ class LeadershipEnded(Event):
     instance: str
     term: int
     handed_over: bool
+    group: str = DEFAULT_GROUP
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,6 +118,17 @@ class StreamFailed(Event):
     code: ClassVar[str] = "stream_failed"
     level: ClassVar[int] = logging.WARNING
     message: ClassVar[str] = "change stream failed, opening it again"
+    database: str
+    error: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BatchFailed(Event):
+    """A batch of changes could not be planned, or its position not be stored; it is planned again (B-47)."""
+
+    code: ClassVar[str] = "batch_failed"
+    level: ClassVar[int] = logging.WARNING
+    message: ClassVar[str] = "batch of changes not planned, planning it again"
     database: str
     error: str
 
@@ -389,6 +405,18 @@ class TaskPaused(Event):
     message: ClassVar[str] = "task paused or resumed"
     task: str
     paused: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TaskLimited(Event):
+    """Limits or the priority of a task were set by hand (B-58); None: the declared one counts."""
+
+    code: ClassVar[str] = "task_limited"
+    message: ClassVar[str] = "limits of a task set"
+    task: str
+    rate: str | None
+    concurrency: int | str | None
+    priority: int | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

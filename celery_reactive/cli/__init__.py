@@ -16,6 +16,7 @@ from celery_reactive.cli import project
 from celery_reactive.cli.cleanup import cleanup, tasks
 from celery_reactive.cli.demo.command import demo
 from celery_reactive.cli.guard import GuardedGroup, traceback_option
+from celery_reactive.cli.limit import limit
 from celery_reactive.cli.planner import planner
 from celery_reactive.cli.reconcile import reconcile
 from celery_reactive.cli.status import failures, status
@@ -29,7 +30,7 @@ def reactive(**_options: Any) -> None:
     """Celery tasks that run when MongoDB documents change."""
 
 
-for _command in (planner, status, failures, reconcile, tasks, cleanup, demo):
+for _command in (planner, status, failures, limit, reconcile, tasks, cleanup, demo):
     reactive.add_command(_command)
 
 

@@ -17,6 +17,7 @@ from celery_reactive.cli.project import TaskName, open_project
 from celery_reactive.core.duration import format_duration
 from celery_reactive.core.record import id_to_text
 from celery_reactive.core.states import RecordState
+from celery_reactive.core.task import DEFAULT_PRIORITY
 from celery_reactive.management.reconciling import ReconciliationStatus
 from celery_reactive.management.status import LeaderStatus, Status, TaskStatus, read_planning_failures, read_status
 from celery_reactive.store.unplanned import Unplanned
@@ -133,6 +134,7 @@ def _remarks(task: TaskStatus) -> list[str]:
         remarks.append("[yellow]paused[/]")
     if task.throttled_until is not None:
         remarks.append(f"[yellow]throttled until {moment(task.throttled_until)}[/]")
+    remarks += _limits(task)
     if task.generation == 0:
         remarks.append("no planner has seen it yet")
     elif not task.is_reconciled:
@@ -140,6 +142,21 @@ def _remarks(task: TaskStatus) -> list[str]:
     if task.differs:
         remarks.append("[yellow]the leader runs another definition[/]")
     return remarks
+
+
+def _limits(task: TaskStatus) -> list[str]:
+    """Return the limits there are, and whatever was set by hand."""
+    words = {
+        "priority": f"priority {task.priority}",
+        "rate_limit": "no rate limit" if task.rate_limit is None else f"at most {task.rate_limit}",
+        "max_concurrency": (
+            "no limit at a time" if task.max_concurrency is None else f"at most {task.max_concurrency} at a time"
+        ),
+    }
+    usual = {"priority": task.priority == DEFAULT_PRIORITY, "rate_limit": task.rate_limit is None}
+    usual["max_concurrency"] = task.max_concurrency is None
+    by_hand = [f"[yellow]{words[name]}, set by hand[/]" for name in task.set_by_hand]
+    return [words[name] for name in words if not usual[name] and name not in task.set_by_hand] + by_hand
 
 
 def _failures_table(found: Sequence[Unplanned]) -> Table:

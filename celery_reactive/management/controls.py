@@ -1,4 +1,4 @@
-"""Holding tasks back: pause, resume, throttle (B-35, B-53).
+"""Holding tasks back: pause, resume, throttle, limit (B-35, B-53, B-58).
 
 Called by `Reactive`. A control that has returned is in force for every claim that begins after it, cluster-wide; runs
 under way go on.
@@ -6,13 +6,24 @@ under way go on.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import TypeVar
 
 from celery_reactive.core.duration import Duration, in_utc, parse_duration
-from celery_reactive.errors import ConfigurationError
-from celery_reactive.events import TaskPaused, TaskThrottled
+from celery_reactive.core.limits import UNLIMITED, Overrides, Rate, Unlimited
+from celery_reactive.core.options import Options, read_integer
+from celery_reactive.core.suggest import listed
+from celery_reactive.core.task import HIGHEST_PRIORITY
+from celery_reactive.errors import ConfigurationError, StoreUnavailableError
+from celery_reactive.events import TaskLimited, TaskPaused, TaskThrottled
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, queries
+from celery_reactive.store.wake import wake
+
+T = TypeVar("T")
 
 
 def pause(runtime: Runtime, task: str) -> None:
@@ -55,6 +66,52 @@ def throttle(runtime: Runtime, task: str, delay: Duration | datetime) -> datetim
     in_force = definitions.throttle(runtime.connection.globals(), name, _server_time_of(runtime, delay))
     runtime.emit(TaskThrottled(name, in_force))
     return in_force
+
+
+def limit(runtime: Runtime, task: str, changes: Mapping[str, object]) -> Overrides:
+    """Set limits and priority of *task* that count instead of the declared ones.
+
+    Args:
+        runtime: The app's parts.
+        task: The task's name.
+        changes: Of `rate`, `concurrency` and `priority`; None lets the declared one count again, `"unlimited"` lifts
+            it, and what is not there stays as it is.
+
+    Returns:
+        Everything that is set by hand now.
+
+    Raises:
+        UnknownTaskError: There is no such task; the message lists the known ones. Nothing was changed.
+        ConfigurationError: A value is no limit, or there is none; all that is wrong is listed. Nothing was changed.
+        StoreUnavailableError: The limits may be in force or not.
+    """
+    name = runtime.registry.get(task).name
+    given = Options(f"limit {name}", changes, tuple(_READERS))
+    if not changes:
+        given.refuse(f"expected one of {listed(_READERS)} at least")
+    read = {option: given.read(option, reader, None) for option, reader in _READERS.items() if option in changes}
+    given.check()
+    in_force = definitions.set_limits(runtime.connection.globals(), name, read)
+    rate = None if in_force.rate is None else str(in_force.rate)
+    runtime.emit(TaskLimited(name, rate, in_force.concurrency, in_force.priority))
+    with contextlib.suppress(StoreUnavailableError):
+        wake(runtime.connection.globals())
+    return in_force
+
+
+def _or_declared(reader: Callable[[object, str], T]) -> Callable[[object, str], T | None]:
+    return lambda value, name: None if value is None else reader(value, name)
+
+
+def _or_unlimited(reader: Callable[[object, str], T]) -> Callable[[object, str], T | Unlimited]:
+    return lambda value, name: UNLIMITED if value == UNLIMITED else reader(value, name)
+
+
+_READERS: Mapping[str, Callable[[object, str], Rate | int | Unlimited | None]] = {
+    "rate": _or_declared(_or_unlimited(Rate.parse)),
+    "concurrency": _or_declared(_or_unlimited(functools.partial(read_integer, at_least=1))),
+    "priority": _or_declared(functools.partial(read_integer, at_least=0, at_most=HIGHEST_PRIORITY)),
+}
 
 
 def _set_paused(runtime: Runtime, task: str, *, paused: bool) -> None:

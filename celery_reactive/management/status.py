@@ -63,6 +63,14 @@ class TaskStatus:
     reconciled_generation: int
     differs: bool
     """Whether this code's filter or projection is not the stored one: the leader runs other code."""
+    priority: int
+    """In force, as are the limits: declared, or set by hand (B-58)."""
+    rate_limit: str | None
+    """None: any number of starts."""
+    max_concurrency: int | None
+    """None: any number of runs at a time."""
+    set_by_hand: tuple[str, ...]
+    """Which of the three are."""
 
     @property
     def is_reconciled(self) -> bool:
@@ -153,6 +161,12 @@ def _task(runtime: Runtime, task: ReactiveTask, stored: definitions.Controls) ->
     records = runtime.connection.records(task)
     oldest = queries.oldest_due(records, task.name)
     texts = (stored.filter_text, stored.projection_text)
+    limits, set_ones = stored.limits_of(task), stored.overrides
+    by_hand = {
+        "priority": set_ones.priority,
+        "rate_limit": set_ones.rate,
+        "max_concurrency": set_ones.concurrency,
+    }
     return TaskStatus(
         task=task.name,
         namespace=runtime.connection.namespace(task),
@@ -163,6 +177,10 @@ def _task(runtime: Runtime, task: ReactiveTask, stored: definitions.Controls) ->
         generation=stored.generation,
         reconciled_generation=stored.reconciled_generation,
         differs=stored.generation > 0 and texts != definitions.definition_texts(task),
+        priority=stored.priority_of(task),
+        rate_limit=None if limits.rate is None else str(limits.rate),
+        max_concurrency=limits.concurrency,
+        set_by_hand=tuple(option for option, value in by_hand.items() if value is not None),
     )
 
 

@@ -5,17 +5,17 @@ Workers read the whole document from the primary before each claim, uncached, so
 throttle that has returned is in force for every claim that begins after it (B-35).
 
 A document: `{_id: {k: "task", t: name}, task, term, gen, filter, projection (extended JSON text),
-namespace, group, past, handlerVersion, reconciledGen, scannedFilter, needs, paused, throttledUntil}`. `past` holds the
-newest earlier generations with their projections, `scannedFilter` is the one under which every document of `namespace`
-has been looked at last, `needs` counts the reasons for a reconciliation, so that one that began before the
-last of them does not count as done.
+namespace, group, past, handlerVersion, reconciledGen, reconciledAt, scannedFilter, needs, paused, throttledUntil,
+limits}`. `past` holds the newest earlier generations with their projections, `scannedFilter` is the one under which
+every document of `namespace` has been looked at last, `needs` counts the reasons for a reconciliation, so that one that
+began before the last of them does not count as done.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from bson import json_util
@@ -26,6 +26,7 @@ from pymongo.errors import DuplicateKeyError
 
 from celery_reactive.core.evolution import Lineage
 from celery_reactive.core.filters import compile_filter
+from celery_reactive.core.limits import Limits, Overrides, Rate
 from celery_reactive.core.projection import Projection, compile_projection
 from celery_reactive.core.record import EXACT_EJSON
 from celery_reactive.core.task import ReactiveTask
@@ -58,6 +59,18 @@ class Controls:
     """Under which every document has been looked at last; empty: they have not been yet."""
     past: tuple[tuple[int, str], ...] = ()
     """Earlier generations that are known, each with its projection."""
+    reconciled_at: datetime | None = None
+    """When every document had last been looked at."""
+    overrides: Overrides = dataclasses.field(default_factory=Overrides)
+    """Limits and priority that were set by hand."""
+
+    def limits_of(self, task: ReactiveTask) -> Limits:
+        """Return the limits in force for the starts of *task* (B-58)."""
+        return self.overrides.limits(task.rate_limit, task.max_concurrency)
+
+    def priority_of(self, task: ReactiveTask) -> int:
+        """Return the priority in force for the messages of *task*."""
+        return task.priority if self.overrides.priority is None else self.overrides.priority
 
     @property
     def holds_back(self) -> bool:
@@ -139,6 +152,17 @@ def _controls(task: str, stored: Mapping[str, Any]) -> Controls:
         needs=int(stored.get("needs", 0)),
         scanned_filter=stored.get("scannedFilter") or "",
         past=tuple((int(past["gen"]), past["projection"]) for past in stored.get("past") or []),
+        reconciled_at=stored.get("reconciledAt"),
+        overrides=_overrides(stored.get("limits") or {}),
+    )
+
+
+def _overrides(stored: Mapping[str, Any]) -> Overrides:
+    rate = stored.get("rate")
+    return Overrides(
+        rate=Rate(int(rate["n"]), timedelta(milliseconds=int(rate["ms"]))) if isinstance(rate, Mapping) else rate,
+        concurrency=stored.get("concurrency"),
+        priority=stored.get("priority"),
     )
 
 
@@ -297,3 +321,31 @@ def set_paused(globals_: Globals, task: str, *, paused: bool) -> None:
     if not paused:
         change["throttledUntil"] = None
     globals_.update_one({"_id": _id(task)}, [{"$set": change}], upsert=True)
+
+
+@translated
+def set_limits(globals_: Globals, task: str, limits: Mapping[str, Rate | int | str | None]) -> Overrides:
+    """Set limits and priority of *task* by hand (B-58).
+
+    Args:
+        globals_: The globals collection.
+        task: Its name.
+        limits: By `rate`, `concurrency`, `priority`; None lets the declared one count again. What is not there stays.
+
+    Returns:
+        Everything that is set by hand now.
+    """
+    given = {f"limits.{name}": _stored(value) for name, value in limits.items() if value is not None}
+    taken_back = {f"limits.{name}": "" for name, value in limits.items() if value is None}
+    stored: Any = globals_.find_one_and_update(
+        {"_id": _id(task)},
+        {"$set": {"task": task, **given}, **({"$unset": taken_back} if taken_back else {})},
+        projection={"limits": 1},
+        upsert=True,
+        return_document=ReturnDocument.AFTER,
+    )
+    return _overrides(stored.get("limits") or {})
+
+
+def _stored(value: Rate | int | str) -> object:
+    return {"n": value.starts, "ms": value.period // timedelta(milliseconds=1)} if isinstance(value, Rate) else value

@@ -90,6 +90,18 @@ def test_status_shows_the_controls_in_force(project: Project) -> None:
     assert "paused" in run(project, *REACTIVE, "-A", "proj", "status").stdout
 
 
+def test_limits_are_set_by_hand(project: Project) -> None:
+    """B-58: until they are set again, and `status` shows them."""
+    ended = run(project, *REACTIVE, "-A", "proj", "limit", "job", "--rate", "100/m", "--concurrency", "5")
+    assert ended.stdout == "job: rate 100/m, concurrency 5, priority declared\n"
+    assert "at most 100/m, set by hand" in run(project, *REACTIVE, "-A", "proj", "status").stdout
+    ended = run(project, *REACTIVE, "-A", "proj", "limit", "job", "--rate", "declared", "--concurrency", "unlimited")
+    assert ended.stdout == "job: rate declared, concurrency unlimited, priority declared\n"
+    ended = run(project, *REACTIVE, "-A", "proj", "limit", "job", "--priority", "ten")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "priority: expected an integer from 0 to 9, got 'ten'" in ended.stderr
+
+
 def test_the_app_may_come_from_the_environment(project: Project) -> None:
     """`celery-reactive status` is enough where CELERY_APP is set."""
     assert run(project, *REACTIVE, "status", CELERY_APP="proj").returncode == 0

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import pytest
+from celery import Celery
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from pymongo import ReturnDocument
 from pymongo.collection import Collection
 
+from celery_reactive import Reactive, reactive_task, signals
 from celery_reactive.core.limits import Limits, Rate
+from celery_reactive.errors import ConfigurationError, UnknownTaskError
+from celery_reactive.store import definitions
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.pipelines import limiters as pipelines
 
@@ -141,3 +146,67 @@ def test_a_clock_set_back_holds_up_for_a_period_at_most(globals_: Collection[dic
     ]
     assert list(itertools.accumulate(granted))[9] == 0
     assert sum(granted) == 3
+
+
+# --- set by hand --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reactive(mongodb_url: str) -> Iterator[Reactive]:
+    """The handle of an app with the task `sync`, of which 10 may start a second, three at a time."""
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.reactive_mongodb_url = mongodb_url
+
+    def handler(ctx: Any) -> None:
+        """Never called here."""
+
+    limits = {"rate_limit": "10/s", "max_concurrency": 3}
+    reactive_task(collection="orders", task="sync", **limits)(app.task(handler, name="shop.sync", shared=False))
+    app.finalize()
+    yield Reactive.of(app)
+    Reactive.of(app).runtime.connection.close()
+
+
+def in_force(reactive: Reactive) -> tuple[Any, ...]:
+    """Return rate, concurrency and priority as the status shows them, and which of them are set by hand."""
+    [task] = reactive.status().tasks
+    return task.rate_limit, task.max_concurrency, task.priority, task.set_by_hand
+
+
+def test_limits_set_by_hand_are_in_force_until_set_again(reactive: Reactive) -> None:
+    """B-58: a value, `unlimited`, and None for what is declared; what is not named stays."""
+    assert in_force(reactive) == ("10/s", 3, 4, ())
+    reactive.limit("sync", rate="90/m", priority=9)
+    assert in_force(reactive) == ("90/m", 3, 9, ("priority", "rate_limit"))
+    reactive.limit("sync", rate="unlimited", concurrency=7)
+    assert in_force(reactive) == (None, 7, 9, ("priority", "rate_limit", "max_concurrency"))
+    reactive.limit("sync", rate=None, concurrency="unlimited", priority=None)
+    assert in_force(reactive) == ("10/s", None, 4, ("max_concurrency",))
+    reactive.limit("sync", concurrency=None)
+    assert in_force(reactive) == ("10/s", 3, 4, ())
+
+
+def test_wrong_limits_change_nothing(reactive: Reactive) -> None:
+    """B-58: all that is wrong is told; an unknown task is an error that lists the known."""
+    with pytest.raises(UnknownTaskError, match="'sync'"):
+        reactive.limit("synk", rate="10/s")
+    with pytest.raises(ConfigurationError) as caught:
+        reactive.limit("sync", rate="10/d", concurrency=0, priority=10)
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["rate", "concurrency", "priority"]
+    with pytest.raises(ConfigurationError, match="expected one of 'rate', 'concurrency', 'priority' at least"):
+        reactive.limit("sync")
+    assert in_force(reactive) == ("10/s", 3, 4, ())
+
+
+def test_limits_set_by_hand_are_told_and_leave_the_other_controls(reactive: Reactive) -> None:
+    """B-54: an event says what is in force by hand now."""
+    told: list[Any] = []
+
+    def listen(event: Any, **_: Any) -> None:
+        told.append(event.facts())
+
+    signals.task_limited.connect(listen, sender=reactive.app)
+    reactive.pause("sync")
+    reactive.limit("sync", rate=0.5)
+    assert told == [{"task": "sync", "rate": "1 in 2s", "concurrency": None, "priority": None}]
+    assert definitions.read(reactive.runtime.connection.globals(), "sync").paused
