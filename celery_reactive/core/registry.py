@@ -45,6 +45,9 @@ class Registry:
         """Return the name of the Celery task that runs *name*."""
         return self._celery_names[self.get(name).name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks
+
     def __iter__(self) -> Iterator[ReactiveTask]:
         return iter(self._tasks.values())
 

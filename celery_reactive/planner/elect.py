@@ -97,7 +97,7 @@ class Leadership:
         self.ended.set()
 
     def __enter__(self) -> Self:
-        self._runtime.emit(LeadershipWon(self._runtime.settings.instance_id, self.term))
+        self._runtime.emit(LeadershipWon(self._runtime.settings.instance_id, self.term, self._group))
         self._thread.start()
         return self
 
@@ -111,7 +111,7 @@ class Leadership:
         self._thread.join()
         # Also where a newer term was met: the lock may still be this planner's, and nobody has to wait for its TTL.
         handed_over = self._release()
-        self._runtime.emit(LeadershipEnded(self._runtime.settings.instance_id, self.term, handed_over))
+        self._runtime.emit(LeadershipEnded(self._runtime.settings.instance_id, self.term, handed_over, self._group))
 
     def _release(self) -> bool:
         settings = self._runtime.settings

@@ -122,7 +122,7 @@ def run(
         StoreUnavailableError: MongoDB does not answer at the start. Later it is waited for.
     """
     tasks = check(runtime, publisher, group=group)
-    runtime.emit(PlannerStarted(runtime.settings.instance_id, len(tasks)))
+    runtime.emit(PlannerStarted(runtime.settings.instance_id, len(tasks), group))
     try:
         with _announced(runtime, group):
             while (leadership := elect.campaign(runtime, group, stop)) is not None:
@@ -131,7 +131,7 @@ def run(
     finally:
         publisher.close()
         runtime.connection.close()
-        runtime.emit(PlannerStopped(runtime.settings.instance_id))
+        runtime.emit(PlannerStopped(runtime.settings.instance_id, group))
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from datetime import timedelta
 
 from bson import ObjectId
 
-from celery_reactive.errors import StoreUnavailableError
-from celery_reactive.events import HistoryLost, StreamFailed, StreamOpened
+from celery_reactive.errors import StatementFailedError, StoreUnavailableError
+from celery_reactive.events import BatchFailed, HistoryLost, StreamFailed, StreamOpened
 from celery_reactive.planner.plan import PlannedTask, Planning
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, positions, records, server
@@ -61,6 +61,8 @@ class Watcher:
         self._position: Position | None = None
         self._stored_at = 0.0
         self._stored_is_current = True
+        self._is_idle = self._stored_idle = False
+        """Nothing more had come by the last read; by the last stored position."""
         self._is_open = False
         self.ready = threading.Event()
         """Set once the stream is open and its position stored: scans may begin."""
@@ -156,8 +158,12 @@ class Watcher:
             definitions.mark_unreconciled(self._globals, task.definition.name, term=self._term)
 
     def _follow(self, batch: Batch) -> None:
-        self._plan(batch)
-        self._store_when_due(idle=not batch.changes)
+        try:
+            self._plan(batch)
+            self._store_when_due()
+        except (StoreUnavailableError, StatementFailedError) as error:
+            self._runtime.emit(BatchFailed(self._database, str(error)))
+            raise
 
     def _plan(self, batch: Batch) -> None:
         assert self._position is not None  # noqa: S101 -- set before the first read
@@ -171,6 +177,7 @@ class Watcher:
             self._on_deleted(batch.changes)
             self._heed_upheavals(batch.changes)
         self._position = Position(batch.token, batch.at, self._position.replica_set, self._position.covers)
+        self._is_idle = not batch.changes
         self._stored_is_current = False
 
     def _heed_upheavals(self, changes: Iterable[Change]) -> None:
@@ -185,14 +192,17 @@ class Watcher:
         )
         self._on_reconcile()
 
-    def _store_when_due(self, *, idle: bool) -> None:
+    def _store_when_due(self) -> None:
+        """Store the position soon while there are changes, and once soon after the last of them."""
         since = time.monotonic() - self._stored_at
-        if since >= (_IDLE_STORE_INTERVAL_SECONDS if idle else _STORE_INTERVAL_SECONDS):
+        nothing_new = self._is_idle and self._stored_idle
+        if since >= (_IDLE_STORE_INTERVAL_SECONDS if nothing_new else _STORE_INTERVAL_SECONDS):
             self._store()
 
     def _store(self) -> None:
         assert self._position is not None  # noqa: S101 -- set before the first read
-        positions.store(self._globals, self._group, self._database, self._position, term=self._term)
+        positions.store(self._globals, self._group, self._database, self._position, idle=self._is_idle, term=self._term)
+        self._stored_idle = self._is_idle
         self._stored_at = time.monotonic()
         self._stored_is_current = True
 

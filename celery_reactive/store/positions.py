@@ -1,6 +1,6 @@
 """Stream positions: how far the changes of a database have been planned.
 
-One document per group and database: `{_id: {k: "position", g, db}, term, token, at, set, covers}`.
+One document per group and database: `{_id: {k: "position", g, db}, term, token, at, set, covers, idle}`.
 `token` resumes the stream, `at` is the cluster time planned up to, `set` the replica set's id (a
 restore into another set, or to an older time, makes the position unusable), `covers` the tasks and
 generations whose changes up to `at` have been planned; any other task is reconciled (B-45).
@@ -50,8 +50,8 @@ def read(globals_: Globals, group: str, database: str) -> Position | None:
 
 
 @translated
-def store(globals_: Globals, group: str, database: str, position: Position, *, term: int) -> None:
-    """Store *position*, after everything up to it is durable (B-47).
+def store(globals_: Globals, group: str, database: str, position: Position, *, term: int, idle: bool = False) -> None:
+    """Store *position*, after everything up to it is durable (B-47); *idle*: nothing had come after it.
 
     Raises:
         TermEndedError: A newer leader plans. Nothing was written.
@@ -62,6 +62,7 @@ def store(globals_: Globals, group: str, database: str, position: Position, *, t
         "at": position.at,
         "set": position.replica_set,
         "covers": {"$literal": [{"t": task, "gen": generation} for task, generation in sorted(position.covers)]},
+        "idle": idle,
         "storedAt": "$$NOW",
     }
     try:

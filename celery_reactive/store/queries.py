@@ -143,6 +143,8 @@ def _count_range(records: Documents, task: str, state: RecordState) -> int:
     )
     return int(reply["n"])
 
+    idle: bool = False
+    """Nothing had come after it when it was stored."""
 
 @translated
 def oldest_due(records: Documents, task: str) -> tuple[datetime, datetime] | None:
@@ -302,7 +304,7 @@ def planned(globals_: Documents, group: str, database: str) -> Planned | None:
     found = _first(globals_, {"_id": {"k": "position", "g": group, "db": database}})
     if found is None:
         return None
-    return Planned(database, found["at"], found.get("storedAt"), found["now"])
+    return Planned(database, found["at"], found.get("storedAt"), found["now"], bool(found.get("idle")))
 
 
 @translated
