@@ -8,6 +8,7 @@
 #   make mutants  the store without one of its guards at a time: a test must fail for each
 #   make matrix   every end of a run on every pool and broker, beside plain Celery, and the tables of it
 #   make model    the protocol's formal model, all configurations and mutants (needs spin and gcc)
+#   make statements  every statement explained among RECORDS records, 1000000 by default (minutes)
 #   make check    linters, types, layers
 #   make bench    the measurements behind the performance goals
 #
@@ -27,8 +28,9 @@ PARALLEL ?= 2
 PYTEST_OPTIONS ?=
 DEMO_OPTIONS ?=
 SECONDS ?= 600
+RECORDS ?= 1000000
 
-.PHONY: demo test fault chaos mutants matrix model check check-lint check-format check-types check-layers $(CHECKS) format bench clean install
+.PHONY: demo test fault chaos mutants matrix statements model check check-lint check-format check-types check-layers $(CHECKS) format bench clean install
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -48,6 +50,9 @@ mutants: $(STAMP)
 
 matrix: $(STAMP)
 	$(BIN)/python -m tests.matrix.run --write
+
+statements: $(STAMP)
+	RECORDS=$(RECORDS) $(BIN)/python -m pytest tests/integration/test_statements.py $(PYTEST_OPTIONS)
 
 # Needs no virtual environment: only spin, a C compiler and Python.
 model:

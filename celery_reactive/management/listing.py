@@ -24,7 +24,7 @@ from celery_reactive.errors import ConfigurationError
 from celery_reactive.management.selection import Part, Selection, TaskFilters, select
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import queries
-from celery_reactive.store.queries import Order, Place, Query
+from celery_reactive.store.queries import Order, Place, Stretch
 
 MAX_LIMIT = 1000
 """Most records on a page; a larger limit is cut to it."""
@@ -264,21 +264,21 @@ def _places(
     for batch in _batches(runtime, selection, part):
         among = None if batch is None else [*(place.record_id for place in best), *batch]
         best = []
-        for beyond in _beyond(key, part, order):
+        for stretch in _stretches(key, part, order):
             limit = count - len(best)
-            best += queries.find_places(part.records, part.wanted, order, beyond=beyond, among=among, limit=limit)
+            best += queries.find_places(part.records, part.wanted, order, stretch=stretch, among=among, limit=limit)
             if len(best) == count:
                 break
     return best
 
 
-def _beyond(key: _Key | None, part: Part, order: Order) -> list[Query]:
-    """Return the queries for the records of *part* that come after *key*, one after the other.
+def _stretches(key: _Key | None, part: Part, order: Order) -> list[Stretch]:
+    """Return what of *order* the records of *part* after *key* are in, one stretch after the other.
 
-    Equal ones go by collection, then by id. Each query is a range of an index: a deep page costs what the first does.
+    Equal ones go by collection, then by id. Each is a range of an index: a deep page costs what the first does.
     """
     if key is None:
-        return [{}]
+        return [order.whole()]
     value = key.place.value
     if part.namespace == key.namespace:
         return [order.beyond_equal(value, key.place.record_id), order.beyond_all(value)]

@@ -70,33 +70,50 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of an `Order` that is one range of an index."""
+
+    query: Query
+    sort: list[tuple[str, int]]
+    """As `find` takes it. A field that has one value in the whole part must not be named: the server then merges the
+    ranges of several tasks and states in order, and would sort them otherwise."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Order:
     """A total order over the records of one collection: by a field that every record has, then by `_id`."""
 
     field: str
     descending: bool
 
-    @property
-    def sort(self) -> list[tuple[str, int]]:
-        """The order as `find` takes it."""
-        direction = -1 if self.descending else 1
-        return [(self.field, direction), ("_id", direction)]
-
     def is_indexed(self, states: frozenset[RecordState]) -> bool:
         """Whether an index gives the records of *states* in this order, so that nothing is sorted."""
         return states <= indexes.SORTED.get(self.field, frozenset())
 
-    def beyond_equal(self, value: object, record_id: Mapping[str, Any]) -> Query:
-        """Return the query for the records with this *value* of the field that come after the one with this `_id`."""
-        return {self.field: value, "_id": {"$lt" if self.descending else "$gt": record_id}}
+    def whole(self) -> Stretch:
+        """Return all of it."""
+        return Stretch({}, [(self.field, self._direction), ("_id", self._direction)])
 
-    def beyond_all(self, value: object) -> Query:
-        """Return the query for what comes after every record with this *value*, across types: null is the least."""
-        return {"$expr": {"$lt" if self.descending else "$gt": [f"${self.field}", {"$literal": value}]}}
+    def beyond_equal(self, value: object, record_id: Mapping[str, Any]) -> Stretch:
+        """Return the records with this *value* of the field that come after the one with this `_id`."""
+        beyond = {"$lt" if self.descending else "$gt": record_id}
+        return Stretch({self.field: value, "_id": beyond}, [("_id", self._direction)])
 
-    def from_all(self, value: object) -> Query:
-        """Return the query for what does not come before every record with this *value*."""
-        return {"$expr": {"$lte" if self.descending else "$gte": [f"${self.field}", {"$literal": value}]}}
+    def beyond_all(self, value: object) -> Stretch:
+        """Return what comes after every record with this *value*, across types: null is the least."""
+        return self._where("$lt" if self.descending else "$gt", value)
+
+    def from_all(self, value: object) -> Stretch:
+        """Return what does not come before every record with this *value*."""
+        return self._where("$lte" if self.descending else "$gte", value)
+
+    def _where(self, operator: str, value: object) -> Stretch:
+        query = {"$expr": {operator: [f"${self.field}", {"$literal": value}]}}
+        return dataclasses.replace(self.whole(), query=query)
+
+    @property
+    def _direction(self) -> int:
+        return -1 if self.descending else 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,6 +143,8 @@ class Planned:
     at: Timestamp
     stored_at: datetime | None
     now: datetime
+    idle: bool = False
+    """Nothing had come after it when it was stored."""
 
 
 @translated
@@ -143,8 +162,6 @@ def _count_range(records: Documents, task: str, state: RecordState) -> int:
     )
     return int(reply["n"])
 
-    idle: bool = False
-    """Nothing had come after it when it was stored."""
 
 @translated
 def oldest_due(records: Documents, task: str) -> tuple[datetime, datetime] | None:
@@ -183,7 +200,7 @@ def find_places(
     wanted: Wanted,
     order: Order,
     *,
-    beyond: Query,
+    stretch: Stretch,
     among: Sequence[Mapping[str, Any]] | None = None,
     limit: int,
 ) -> list[Place]:
@@ -193,7 +210,7 @@ def find_places(
         records: Records collection.
         wanted: Which records.
         order: In which order.
-        beyond: Made by *order*; empty: from the start.
+        stretch: The part of *order* that is looked at.
         among: Only records with these `_id`s.
         limit: Most places returned.
 
@@ -203,9 +220,9 @@ def find_places(
         StatementFailedError: The document id or the pattern cannot be sent, or the server refuses it.
     """
     found = records.find(
-        {"$and": [_narrowed(wanted, among), beyond]},
+        {"$and": [_narrowed(wanted, among), stretch.query]},
         projection=[order.field],
-        sort=order.sort,
+        sort=stretch.sort,
         limit=limit,
         max_time_ms=TIME_LIMIT_MS,
     )
@@ -218,11 +235,19 @@ def read_records(records: Documents, ids: Sequence[Mapping[str, Any]]) -> list[d
     return list(records.find({"_id": {"$in": list(ids)}}, hint="_id_", max_time_ms=TIME_LIMIT_MS))
 
 
-def pages(records: Documents, wanted: Wanted, *, size: int) -> Iterator[list[dict[str, Any]]]:
+def pages(
+    records: Documents, wanted: Wanted, *, size: int, after: Mapping[str, Any] | None = None
+) -> Iterator[list[dict[str, Any]]]:
     """Yield the `_id`s of the *wanted* records in pages of at most *size*, each record at most once.
 
     In the order of the `_id`s, and anew for each page, so that records may be changed in between, and a change
     brings none of them round again.
+
+    Args:
+        records: Records collection.
+        wanted: Which records.
+        size: Most ids of a page.
+        after: The `_id` to begin after; None: from the start.
 
     Raises:
         StoreBusyError: A page was not found within the time limit.
@@ -231,7 +256,7 @@ def pages(records: Documents, wanted: Wanted, *, size: int) -> Iterator[list[dic
     """
     page: list[dict[str, Any]] = []
     while not page or len(page) == size:
-        page = _page(records, wanted, page[-1] if page else None, size)
+        page = _page(records, wanted, page[-1] if page else after, size)
         if not page:
             return
         yield page
@@ -267,6 +292,46 @@ def document_ids(source: Documents, query: Mapping[str, Any], *, size: int) -> I
     with translating(), source.find(dict(query), projection=["_id"], batch_size=size) as cursor:
         while batch := [document["_id"] for document in itertools.islice(cursor, size)]:
             yield batch
+
+
+@translated
+def count_documents(source: Documents, query: Mapping[str, Any]) -> int:
+    """Return how many documents match *query*.
+
+    Raises:
+        StoreBusyError: Not counted within the time limit.
+        StatementFailedError: The server refuses the query.
+    """
+    return source.count_documents(dict(query), maxTimeMS=TIME_LIMIT_MS)
+
+
+def ordered_document_ids(
+    source: Documents, query: Mapping[str, Any], *, size: int, after: Sequence[Any] = ()
+) -> Iterator[list[Any]]:
+    """Yield the ids of the documents that match *query*, in their order over all types, in pages of at most *size*.
+
+    Anew for each page, so that a walk can be left and gone on with; `document_ids` is quicker where it cannot.
+
+    Args:
+        source: The watched collection.
+        query: Any that `find` takes with a sort.
+        size: Most ids of a page.
+        after: Holds the id to begin after; empty: from the start.
+
+    Raises:
+        StoreUnavailableError: MongoDB does not answer; the pages already yielded are good.
+        StatementFailedError: The server refuses the query.
+    """
+    page = list(after)
+    while page := _document_page(source, query, page[-1:], size):
+        yield page
+
+
+@translated
+def _document_page(source: Documents, query: Mapping[str, Any], after: Sequence[Any], size: int) -> list[Any]:
+    beyond = [{"$expr": {"$gt": ["$_id", {"$literal": one}]}} for one in after]
+    found = source.find({"$and": [dict(query), *beyond]}, projection=["_id"], sort=[("_id", 1)], limit=size)
+    return [document["_id"] for document in found]
 
 
 @translated

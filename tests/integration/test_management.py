@@ -295,6 +295,33 @@ def test_pages_hold_each_record_once_in_one_order(reactive: Reactive, sort: tupl
     assert by_skip == by_key == keys(whole)
 
 
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("direction", [1, -1])
+def test_many_tasks_are_listed_in_the_order_of_few(
+    reactive: Reactive, monkeypatch: pytest.MonkeyPatch, direction: int
+) -> None:
+    """B-51: so many tasks that they are asked for in groups, whose pages are merged."""
+    whole = keys(reactive.get_tasks(sort=("nextRunAt", direction), limit=1000))
+    monkeypatch.setattr(listing, "_MAX_RANGES", 1)
+    page = reactive.get_tasks(sort=("nextRunAt", direction), limit=20)
+    rest = reactive.get_tasks(sort=("nextRunAt", direction), limit=1000, after=page.next)
+    assert keys(page) + keys(rest) == whole
+    assert {record.task for record in page.items + rest.items} == {"sync", "index", "mail"}
+
+
+@pytest.mark.usefixtures("many")
+def test_too_many_records_to_sort_are_refused(reactive: Reactive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B-51: what no index has in order is sorted up to a bound; the message says what can be done."""
+    monkeypatch.setattr(listing, "MAX_SORTED", 10)
+    with pytest.raises(ConfigurationError, match=r"at most 10 records to sort by 'attempts', got 54; narrow"):
+        reactive.get_tasks(sort=("attempts", 1))
+    with pytest.raises(ConfigurationError, match=r"'lastFinalizedAt'"):
+        reactive.get_tasks(sort=("lastFinalizedAt", -1))
+    assert len(reactive.get_tasks(sort=("lastFinalizedAt", -1), status=["completed", "failed"]).items) == 18
+    assert len(reactive.get_tasks(sort=("attempts", 1), task="mail", status="completed").items) == 6
+    assert len(reactive.get_tasks(sort=("attempts", 1), task="mail", source={}).items) == 18
+
+
 @pytest.mark.parametrize("direction", [1, -1])
 def test_a_time_beyond_pythons_years_hides_no_record(
     reactive: Reactive, sync: Bench, mail: Bench, direction: int
