@@ -108,18 +108,15 @@ def _make_record(runtime: Runtime, task: ReactiveTask, doc_id: Any) -> None:
     indexes.prepare(target)
     stored = definitions.read(connection.globals(), task.name)
     with connection.causal_session() as session:
-        records.apply_observations(
-            source,
-            target,
+        observation = records.Observation(
             stored.applied_to(task),
-            [doc_id],
             at=server.cluster_time(source.database, session),
             generation=stored.generation,
             comparable=stored.lineage.comparable,
-            live=True,
             collated=server.has_collation(source.database, source.name),
             session=session,
         )
+        records.apply_observations(source, target, observation, [doc_id])
 
 
 def _chosen(runtime: Runtime, filters: TaskFilters, *, everything: object) -> Selection:

@@ -78,9 +78,10 @@ class Evolver:
         reset = 0
         with self._runtime.connection.causal_session() as session:
             while not self._ended.is_set():
-                page = scans.next_records(target, name, after, limit=self._runtime.settings.batch_size, session=session)
-                if not page:
+                span = scans.next_records(target, name, after, limit=self._runtime.settings.batch_size, session=session)
+                if span is None:
                     break
+                page = scans.record_ids_of(target, name, span, session=session)
                 reset += records.reprocess(target, name, page, version=version, only=only)
-                after = page[-1]
+                after = span.until
         return reset

@@ -21,10 +21,12 @@ from celery_reactive.core.record import RecordKey
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StatementFailedError, StoreBusyError
 from celery_reactive.events import DocumentsPlanned, PlanningFailed, PlanningPostponed
+from celery_reactive.planner.lay import Lay
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import records, unplanned
+from celery_reactive.store import records, scans, unplanned
 from celery_reactive.store.change_stream import Change, ChangeKind
 from celery_reactive.store.errors import time_limit
+from celery_reactive.store.scans import Span
 from celery_reactive.store.unplanned import Reason, Unplanned
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 _BATCH_LIMIT = timedelta(seconds=2)
 _BISECTION_LIMIT = timedelta(milliseconds=150)
+_CROWD = 2
+"""So many records for each document of a span are too many to read."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,28 +66,37 @@ class _Ids:
         """Return the ids."""
         return list(self._ids.values())
 
+    def within(self, others: _Ids) -> list[Any]:
+        """Return the ids that are among *others*, too."""
+        return [doc_id for exact, doc_id in self._ids.items() if exact in others._ids]
+
+    def without(self, others: _Ids) -> list[Any]:
+        """Return the ids that are not among *others*."""
+        return [doc_id for exact, doc_id in self._ids.items() if exact not in others._ids]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Concern:
     """What a batch of changes means for one task."""
 
     deleted: list[Any]
+    inserted: list[Any]
+    """Those of which nothing but an insertion is told: they should have no record."""
     written: list[Any]
-    may_have_left: list[Any]
-    """Of the written, those that may have a record: all but pure inserts."""
+    """All others that were written: they may have one."""
 
 
 def concern_of(task: ReactiveTask, changes: Iterable[Change]) -> Concern:
     """Return which documents of *changes* must be looked at for *task*."""
-    deleted, written, may_have_left = _Ids(), _Ids(), _Ids()
+    deleted, inserted, written = _Ids(), _Ids(), _Ids()
     for change in changes:
         if change.kind is ChangeKind.DELETED:
             deleted.add(change.doc_id)
         elif change.kind is ChangeKind.WRITTEN and (change.paths is None or concerns(change.paths, task.paths)):
-            written.add(change.doc_id)
-            if not change.inserted:
-                may_have_left.add(change.doc_id)
-    return Concern(deleted.list(), written.list(), may_have_left.list())
+            (inserted if change.inserted else written).add(change.doc_id)
+    for doc_id in inserted.within(deleted):
+        written.add(doc_id)
+    return Concern(deleted.list(), inserted.without(written), written.list())
 
 
 class Planning:
@@ -123,26 +136,27 @@ class Planning:
             for task in self.tasks:
                 name = task.definition.collection
                 concern = concern_of(task.definition, (change for change in changes if change.collection == name))
-                if concern.deleted or concern.written:
+                if concern.deleted or concern.inserted or concern.written:
                     planned = True
                     self._plan_concern(task, concern, at, session)
         return planned
 
     def _plan_concern(self, task: PlannedTask, concern: Concern, at: Timestamp, session: ClientSession) -> None:
         at_fault: set[bytes] = set()
-        deleted = [*concern.deleted, *self._deletions_set_aside(task, concern.written)]
+        deleted = [*concern.deleted, *self._deletions_set_aside(task, [*concern.inserted, *concern.written])]
         if deleted:
             at_fault |= self.leave(task, deleted, at=at, gone=True, session=session)
         # A document whose deletion could not be planned must not be taken for the one that was handled.
-        written = _without(concern.written, at_fault)
-        if written:
-            at_fault |= self.apply(task, written, at=at, live=True, session=session)
-        may_have_left = _without(concern.may_have_left, at_fault)
+        inserted, written = _without(concern.inserted, at_fault), _without(concern.written, at_fault)
+        at_fault |= self.apply(task, written, inserted=inserted, at=at, live=True, session=session)
+        may_have_left = _without(written, at_fault)
         if may_have_left:
             at_fault |= self.leave(task, may_have_left, at=at, gone=False, session=session)
-        self._forget(task, _without([*concern.deleted, *concern.written], at_fault), at)
-        documents = len(concern.written) + len(concern.deleted)
-        self._runtime.emit(DocumentsPlanned(task.definition.name, documents, len(concern.deleted), len(at_fault)))
+        looked_at = [*concern.deleted, *concern.inserted, *concern.written]
+        self._forget(task, _without(looked_at, at_fault), at)
+        self._runtime.emit(
+            DocumentsPlanned(task.definition.name, len(looked_at), len(concern.deleted), set_aside=len(at_fault))
+        )
 
     def note_reconciled(self, task: PlannedTask) -> None:
         """Take note that every document has been looked at under the present definition of *task*."""
@@ -151,35 +165,66 @@ class Planning:
     def apply(
         self,
         task: PlannedTask,
-        doc_ids: Sequence[Any],
+        whose: Sequence[Any] | Span,
         *,
+        inserted: Sequence[Any] = (),
         at: Timestamp,
         live: bool,
         stamps: bool = True,
         session: ClientSession,
     ) -> set[bytes]:
-        """Lay the documents as they are now over their records; return the exact ids of those at fault."""
-        connection = self._runtime.connection
-        source, target = connection.source(task.definition), connection.records(task.definition)
-        if task.lineage.earlier and task.definition.name not in self._adopted:
-            self._adopt(task, doc_ids, session)
+        """Lay the documents as they are now over their records.
+
+        Args:
+            task: Whose records.
+            whose: Ids of documents, or a span of them.
+            inserted: Further ids, of documents that should have no record.
+            at: A cluster time that *session* knew before.
+            live: An event told of them; false for a scan.
+            stamps: Whether an observation of nothing new moves the records' time.
+            session: Of the planner, causally after *at*.
+
+        Returns:
+            The exact ids of those at fault.
+        """
+        source, target = (
+            self._runtime.connection.source(task.definition),
+            self._runtime.connection.records(task.definition),
+        )
+        adopts = task.lineage.earlier and task.definition.name not in self._adopted
+        if adopts or task.collated or self._is_crowded(task, whose, session):
+            whose = scans.ids_of(source, whose, session=session)
+        if adopts:
+            self._adopt(task, [*whose, *inserted], session)
+        observation = records.Observation(
+            task.definition,
+            at=at,
+            generation=task.generation,
+            comparable=task.lineage.comparable,
+            live=live,
+            stamps=stamps,
+            collated=task.collated,
+            session=session,
+        )
 
         def statement(part: Sequence[Any]) -> None:
-            records.apply_observations(
-                source,
-                target,
-                task.definition,
-                part,
-                at=at,
-                generation=task.generation,
-                comparable=task.lineage.comparable,
-                live=live,
-                stamps=stamps,
-                collated=task.collated,
-                session=session,
-            )
+            records.apply_observations(source, target, observation, part)
 
-        return self._each(task, doc_ids, statement, at, gone=False)
+        try:
+            with time_limit(_BATCH_LIMIT):
+                rest = Lay(source, target, observation).over(whose, inserted=inserted)
+        except (StatementFailedError, StoreBusyError) as error:
+            rest = [*scans.ids_of(source, whose, session=session), *inserted]
+            if isinstance(error, StoreBusyError) and rest:
+                return self._halve(task, rest, statement, at, error, gone=False)
+        return self._each(task, rest, statement, at, gone=False) if rest else set()
+
+    def _is_crowded(self, task: PlannedTask, whose: Sequence[Any] | Span, session: ClientSession) -> bool:
+        """Whether a span holds the records of many documents that are gone, which planning need not read."""
+        if not isinstance(whose, Span):
+            return False
+        target, name = self._runtime.connection.records(task.definition), task.definition.name
+        return scans.has_more_records(target, name, whose, _CROWD * whose.count, session=session)
 
     def _adopt(
         self, task: PlannedTask, doc_ids: Sequence[Any], session: ClientSession, *, limit: timedelta = _BATCH_LIMIT

@@ -12,6 +12,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from bson import Timestamp
@@ -24,6 +25,7 @@ from celery_reactive.runtime import Runtime
 from celery_reactive.store import checkpoints, definitions, indexes, positions, records, scans, server
 from celery_reactive.store.checkpoints import Checkpoint, Scanned
 from celery_reactive.store.definitions import Controls
+from celery_reactive.store.scans import Span
 
 if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
@@ -145,15 +147,15 @@ class _Scan:
             at = server.cluster_time(self._source.database, session)
             phase = self._phases[0]
             if phase == _DOCUMENTS:
-                page = self._scan_documents(at, session)
+                span = self._scan_documents(at, session)
             else:
-                page = self._scan_records(self._tasks[phase], at, session)
-        if page:
-            self._after = page[-1]
-            self._done += len(page)
-        else:
+                span = self._scan_records(self._tasks[phase], at, session)
+        if span is None:
             self._after = scans.START
             del self._phases[0]
+        else:
+            self._after = span.until
+            self._done += span.count
         self._tell()
         return bool(self._phases)
 
@@ -183,15 +185,15 @@ class _Scan:
                 ReconciliationProgressed(self.collection, named, self._done, self._total, round(rate), round(seconds)),
             )
 
-    def _scan_documents(self, at: Timestamp, session: ClientSession) -> Sequence[Any]:
+    def _scan_documents(self, at: Timestamp, session: ClientSession) -> Span | None:
         """Lay the next page of documents over their records."""
         times = {name: at if task.definition.backfill else self._start_of(name) for name, task in self._tasks.items()}
-        page = scans.next_documents(self._source, self._after, limit=self._page_size, session=session)
-        if page:
+        span = scans.next_documents(self._source, self._after, limit=self._page_size, session=session)
+        if span is not None:
             for name, task in self._tasks.items():
-                self._planning.apply(task, page, at=times[name], live=False, stamps=False, session=session)
-        self.documents += len(page)
-        return page
+                self._planning.apply(task, span, at=times[name], live=False, stamps=False, session=session)
+            self.documents += span.count
+        return span
 
     def _start_of(self, task: str) -> Timestamp:
         """Return the time of records that are made without a run, so that the first change after it runs (B-2).
@@ -204,24 +206,38 @@ class _Scan:
         position = positions.read(self._globals, self._group, self._source.database.name)
         return self._start if position is None else position.at
 
-    def _scan_records(self, task: PlannedTask, at: Timestamp, session: ClientSession) -> Sequence[Any]:
+    def _scan_records(self, task: PlannedTask, at: Timestamp, session: ClientSession) -> Span | None:
         """Mark every record of the next page whose document is gone or outside the filter."""
-        name = task.definition.name
-        page = scans.next_records(self._records, name, self._after, limit=self._page_size, session=session)
-        off = self._find_off(task, page, session) if page else []
+        span = scans.next_records(
+            self._records, task.definition.name, self._after, limit=self._page_size, session=session
+        )
+        off = self._find_off(task, span, session) if span is not None else []
         if off:
             self._leave(task, off, at, session)
-        return page
+        return span
 
-    def _find_off(self, task: PlannedTask, page: Sequence[Any], session: ClientSession) -> list[Any]:
-        """Return those of *page* whose documents are gone or outside the filter; one on which it fails is not."""
+    def _find_off(self, task: PlannedTask, span: Span, session: ClientSession) -> list[Any]:
+        """Return the records of *span* whose documents are gone or outside the filter; one on which it fails is not."""
+        # Documents that a filter leaves out have no records: between those of one page there may be any number.
+        by_span = task.definition.filter.matches_all and not task.collated
+        page = [] if by_span else scans.record_ids_of(self._records, task.definition.name, span, session=session)
+        if not task.collated:
+            whose = span if by_span else page
+            with suppress(StatementFailedError):
+                return records.find_absent(self._source, self._records, task.definition, whose, session=session)
+        return self._find_off_among(task, page, session)
+
+    def _find_off_among(self, task: PlannedTask, page: Sequence[Any], session: ClientSession) -> list[Any]:
         try:
             matching = records.find_matching(self._source, task.definition, page, session=session)
         except StatementFailedError:
             if len(page) == 1:
                 return []
             middle = len(page) // 2
-            return [*self._find_off(task, page[:middle], session), *self._find_off(task, page[middle:], session)]
+            return [
+                *self._find_off_among(task, page[:middle], session),
+                *self._find_off_among(task, page[middle:], session),
+            ]
         return self._without(task, page, matching, session)
 
     def _leave(self, task: PlannedTask, off: Sequence[Any], at: Timestamp, session: ClientSession) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,41 +15,112 @@ from celery_reactive.store.errors import translated
 
 START = MinKey()
 """Where a scan begins: no `_id` sorts before it."""
+END = MaxKey()
+"""Where a scan ends: no `_id` sorts after it."""
 
 
-@translated
-def next_documents(source: Collection[Any], after: Any, *, limit: int, session: ClientSession) -> list[Any]:
-    """Return up to *limit* ids of *source* that sort after *after*, over all types.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """All ids that sort after one and not after another, over all types."""
+
+    after: Any
+    until: Any
+    count: int
+    """How many there were when it was measured; more may have come."""
+
+
+def documents_of(whose: Sequence[Any] | Span) -> dict[str, Any]:
+    """Return the query for the documents with those ids.
 
     A plain `$gt` would never leave the numbers; the expression compares across types and uses the index.
     """
-    beyond: dict[str, Any] = {"$expr": {"$gt": ["$_id", {"$literal": after}]}}
-    query = {"$or": [{"_id": START}, beyond]} if isinstance(after, MinKey) else beyond
-    cursor = source.find(query, projection=["_id"], sort=[("_id", 1)], limit=limit, hint="_id_", session=session)
+    if not isinstance(whose, Span):
+        return {"_id": {"$in": list(whose)}}
+    last = {"$lte": ["$_id", {"$literal": whose.until}]}
+    return {"$expr": last if isinstance(whose.after, MinKey) else {"$and": [_is_beyond(whose.after), last]}}
+
+
+def records_of(task: str, whose: Sequence[Any] | Span) -> dict[str, Any]:
+    """Return the query for the records that *task* has of those ids."""
+    if not isinstance(whose, Span):
+        return {"_id": {"$in": [RecordKey(task, doc_id).id for doc_id in whose]}}
+    return {"_id": _between(task, whose.after, whose.until)}
+
+
+def _is_beyond(after: Any) -> dict[str, Any]:
+    return {"$gt": ["$_id", {"$literal": after}]}
+
+
+def _between(task: str, after: Any, until: Any) -> dict[str, Any]:
+    first = "$gte" if isinstance(after, MinKey) else "$gt"
+    return {first: RecordKey(task, after).id, "$lte": RecordKey(task, until).id}
+
+
+@translated
+def next_documents(
+    source: Collection[Any], after: Any, *, until: Any = END, limit: int, session: ClientSession
+) -> Span | None:
+    """Return the span of the next *limit* ids of *source*, in the order of its index, None if there are no more."""
+    return _measured(source, documents_of(Span(after, until, 0)), "$_id", after, limit=limit, session=session)
+
+
+@translated
+def next_records(records: Collection[Any], task: str, after: Any, *, limit: int, session: ClientSession) -> Span | None:
+    """Return the span of the next *limit* document ids of the records of *task*, None if there are no more."""
+    return _measured(records, {"_id": _between(task, after, END)}, "$_id.d", after, limit=limit, session=session)
+
+
+def _measured(
+    collection: Collection[Any], query: dict[str, Any], doc_id: str, after: Any, *, limit: int, session: ClientSession
+) -> Span | None:
+    """Return the span of the next *limit* ids: only the last of them leaves the server."""
+    found = collection.aggregate(
+        [
+            {"$match": query},
+            {"$sort": {"_id": 1}},
+            {"$limit": limit},
+            {"$group": {"_id": None, "count": {"$sum": 1}, "last": {"$last": doc_id}}},
+        ],
+        hint="_id_",
+        session=session,
+    )
+    return next((Span(after, one["last"], one["count"]) for one in found), None)
+
+
+@translated
+def ids_of(source: Collection[Any], whose: Sequence[Any] | Span, *, session: ClientSession | None = None) -> list[Any]:
+    """Return the ids of *source* within a span, in its order; ids are returned as they are."""
+    if not isinstance(whose, Span):
+        return list(whose)
+    cursor = source.find(
+        documents_of(whose),
+        projection=["_id"],
+        sort=[("_id", 1)],
+        hint="_id_",
+        batch_size=whose.count + 1,
+        session=session,
+    )
     return [document["_id"] for document in cursor]
 
 
 @translated
-def next_records(
-    records: Collection[Any],
-    task: str,
-    after: Any,
-    *,
-    limit: int,
-    session: ClientSession,
-) -> list[Any]:
-    """Return up to *limit* document ids of the records of *task* that sort after *after*."""
-    first = isinstance(after, MinKey)
-    bounds = {("$gte" if first else "$gt"): {"t": task, "d": after}, "$lte": {"t": task, "d": MaxKey()}}
+def record_ids_of(records: Collection[Any], task: str, span: Span, *, session: ClientSession) -> list[Any]:
+    """Return the document ids of the records of *task* within *span*, in their order."""
     cursor = records.find(
-        {"_id": bounds},
+        records_of(task, span),
         projection=["_id"],
         sort=[("_id", 1)],
-        limit=limit,
         hint="_id_",
+        batch_size=span.count + 1,
         session=session,
     )
     return [record["_id"]["d"] for record in cursor]
+
+
+@translated
+def has_more_records(records: Collection[Any], task: str, span: Span, most: int, *, session: ClientSession) -> bool:
+    """Return whether *task* has more than *most* records within *span*; a range of `_id`."""
+    return records.count_documents(records_of(task, span), limit=most + 1, hint="_id_", session=session) > most
 
 
 @translated
@@ -73,6 +145,5 @@ def find_existing(source: Collection[Any], doc_ids: Sequence[Any], *, session: C
 @translated
 def find_records(records: Collection[Any], task: str, doc_ids: Sequence[Any], *, session: ClientSession) -> list[Any]:
     """Return the document ids, as the records have them, of the records of *task* for *doc_ids*."""
-    named = {"_id": {"$in": [RecordKey(task, doc_id).id for doc_id in doc_ids]}}
-    cursor = records.find(named, projection=["_id"], hint="_id_", session=session)
+    cursor = records.find(records_of(task, doc_ids), projection=["_id"], hint="_id_", session=session)
     return [record["_id"]["d"] for record in cursor]

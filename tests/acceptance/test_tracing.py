@@ -112,15 +112,11 @@ class Sentry:
     def _plan(self, task: str, doc_ids: Sequence[str]) -> None:
         connection, definition = self._runtime.connection, self._runtime.registry.get(task)
         with connection.causal_session() as session:
+            observation = records.Observation(
+                definition, at=server.cluster_time(connection.database(), session), generation=0, session=session
+            )
             records.apply_observations(
-                connection.source(definition),
-                connection.records(definition),
-                definition,
-                doc_ids,
-                at=server.cluster_time(connection.database(), session),
-                generation=0,
-                live=True,
-                session=session,
+                connection.source(definition), connection.records(definition), observation, doc_ids
             )
 
     def told(self) -> list[tuple[str, str, str]]:

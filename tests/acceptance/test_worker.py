@@ -90,15 +90,9 @@ class Shop:
         connection = self.runtime.connection
         with connection.causal_session() as session:
             at = server.cluster_time(connection.database(), session)
+            observation = records.Observation(definition, at=at, generation=generation, session=session)
             records.apply_observations(
-                connection.source(definition),
-                connection.records(definition),
-                definition,
-                doc_ids,
-                at=at,
-                generation=generation,
-                live=True,
-                session=session,
+                connection.source(definition), connection.records(definition), observation, doc_ids
             )
 
     def publish(self, task: str, *doc_ids: Any) -> str:

@@ -44,16 +44,8 @@ def send(app: Celery, task: ReactiveTask, doc_ids: list[Any]) -> None:
     target = runtime.connection.records(task)
     with runtime.connection.causal_session() as session:
         runtime.connection.source(task).find_one({}, session=session)
-        records.apply_observations(
-            runtime.connection.source(task),
-            target,
-            task,
-            doc_ids,
-            at=session.operation_time,
-            generation=0,
-            live=True,
-            session=session,
-        )
+        observation = records.Observation(task, at=session.operation_time, generation=0, session=session)
+        records.apply_observations(runtime.connection.source(task), target, observation, doc_ids)
     due = sorted(records.find_due(target, task.name, limit=len(doc_ids)), key=lambda one: one.key.doc_id)
     assert len(due) == len(doc_ids)
     publisher = Publisher(app, runtime)

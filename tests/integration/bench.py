@@ -81,17 +81,10 @@ class Bench:
         at = at or self.cluster_time()
         with self.connection.causal_session() as session:
             session.advance_operation_time(at)
-            records.apply_observations(
-                self.source,
-                self.records,
-                self.task,
-                doc_ids,
-                at=at,
-                generation=self.generation,
-                live=live,
-                collated=collated,
-                session=session,
+            observation = records.Observation(
+                self.task, at=at, generation=self.generation, live=live, collated=collated, session=session
             )
+            records.apply_observations(self.source, self.records, observation, doc_ids)
 
     def leave(self, *doc_ids: Any, at: Timestamp | None = None, gone: bool = False) -> int:
         """Mark the records of *doc_ids* whose newest observation is older than *at*."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from celery_reactive.planner.reconcile import Reconciler
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import checkpoints, definitions, scans
 from celery_reactive.store.checkpoints import Checkpoint, Scanned
+from celery_reactive.store.scans import Span
 from tests.integration.bench import Bench, Desk
 from tests.integration.conftest import MakeBench, MakeDesk
 
@@ -48,8 +49,8 @@ class Leader:
         """Reconcile what needs it; stop in good order after so many ids."""
         stopper = self._stopper(stop_after)
         with (
-            _noting(scans, "next_documents", self.documents, stopper),
-            _noting(scans, "next_records", self.records, stopper),
+            _noting("next_documents", self.documents, stopper),
+            _noting("next_records", self.records, stopper),
         ):
             return self.reconciler.reconcile_needed()
 
@@ -62,17 +63,18 @@ class Leader:
 
 
 @contextmanager
-def _noting(module: Any, name: str, ids: list[Any], then: Any) -> Iterator[None]:
-    original = getattr(module, name)
+def _noting(name: str, ids: list[Any], then: Any) -> Iterator[None]:
+    original = getattr(scans, name)
 
-    def noting(*args: Any, **kwargs: Any) -> Sequence[Any]:
-        page: Sequence[Any] = original(*args, **kwargs)
-        ids.extend(page)
+    def noting(*args: Any, **kwargs: Any) -> Span | None:
+        span: Span | None = original(*args, **kwargs)
+        if span is not None:
+            ids.extend(range(0 if span.after == scans.START else span.after + 1, span.until + 1))
         then()
-        return page
+        return span
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, name, noting)
+        patch.setattr(scans, name, noting)
         yield
 
 
@@ -100,10 +102,10 @@ def test_a_planner_that_vanished_is_followed_from_its_last_checkpoint(
 
     apply = desk.planning.apply
 
-    def apply_or_vanish(task: Any, page: Sequence[Any], **options: Any) -> set[bytes]:
-        if 14 in page:
+    def apply_or_vanish(task: Any, span: Span, **options: Any) -> set[bytes]:
+        if span.until > 14:
             raise PowerCutError
-        return apply(task, page, **options)
+        return apply(task, span, **options)
 
     desk.planning.apply = apply_or_vanish  # type: ignore[method-assign]
     with pytest.raises(PowerCutError):
@@ -142,11 +144,11 @@ def test_a_planner_that_is_stopped_at_the_last_page_has_nothing_left(
     first, second = Leader(desk, 1), Leader(desk, 2)
     read = scans.next_records
 
-    def read_and_stop(*args: Any, **options: Any) -> list[Any]:
-        page = read(*args, **options)
-        if not page:
+    def read_and_stop(*args: Any, **options: Any) -> Span | None:
+        span = read(*args, **options)
+        if span is None:
             first.ended.set()
-        return page
+        return span
 
     monkeypatch.setattr(scans, "next_records", read_and_stop)
     assert first.reconcile()

@@ -64,15 +64,11 @@ class Shop:
         """Plan documents as they are now."""
         connection = self.runtime.connection
         with connection.causal_session() as session:
+            observation = records.Observation(
+                self.definition, at=server.cluster_time(connection.database(), session), generation=0, session=session
+            )
             records.apply_observations(
-                connection.source(self.definition),
-                connection.records(self.definition),
-                self.definition,
-                doc_ids,
-                at=server.cluster_time(connection.database(), session),
-                generation=0,
-                live=True,
-                session=session,
+                connection.source(self.definition), connection.records(self.definition), observation, doc_ids
             )
 
     def work(self) -> None:

@@ -127,8 +127,8 @@ def test_only_updates_of_paths_that_a_task_reads_are_looked_at(make_bench: MakeB
         desk.written(6, inserted=True),
     ]
     concern = concern_of(task, changes)
-    assert concern.written == [1, 2, 3, 5, 6]
-    assert concern.may_have_left == [1, 2, 3, 5]
+    assert concern.written == [1, 2, 3, 5]
+    assert concern.inserted == [6]
 
 
 def test_each_document_of_a_batch_is_looked_at_once(bench: Bench, desk: Desk) -> None:

@@ -67,7 +67,7 @@ def test_a_scan_stamps_what_it_read_with_a_time_before_the_read(
     asked: list[Timestamp] = []
     stamped: list[Timestamp] = []
 
-    def read_later(*args: Any, **kwargs: Any) -> list[Any]:
+    def read_later(*args: Any, **kwargs: Any) -> Any:
         bench.source.database["others"].insert_one({})
         asked.append(bench.cluster_time())
         return read_page(*args, **kwargs)

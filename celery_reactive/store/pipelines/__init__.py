@@ -35,19 +35,28 @@ from celery_reactive.store.pipelines.by_hand import discard, reprocess, retry_by
 from celery_reactive.store.pipelines.dispatching import expire_sent, is_in_flight, mark_sent, mark_unsent
 from celery_reactive.store.pipelines.expressions import EPOCH, is_past, literal, milliseconds, state_is
 from celery_reactive.store.pipelines.planning import (
+    OBSERVED,
+    TO_COMPARE,
     adopt_snapshot,
     apply_observation,
+    as_observed,
+    beside_known,
     leave,
     new_record,
     snapshots_to_adopt,
-    unless_known,
+    unless_touched,
+    unlike,
 )
 from celery_reactive.store.pipelines.running import renew, settle, start_attempt, took_each
 
 __all__ = [
     "EPOCH",
+    "OBSERVED",
+    "TO_COMPARE",
     "adopt_snapshot",
     "apply_observation",
+    "as_observed",
+    "beside_known",
     "discard",
     "expire_sent",
     "is_in_flight",
@@ -67,5 +76,6 @@ __all__ = [
     "start_attempt",
     "state_is",
     "took_each",
-    "unless_known",
+    "unless_touched",
+    "unlike",
 ]

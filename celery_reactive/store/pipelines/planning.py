@@ -1,9 +1,15 @@
-"""What the planner lays over records: observations, absences, snapshots of earlier definitions."""
+"""What the planner lays over records: observations, absences, snapshots of earlier definitions.
+
+The server reads the pipeline of an update anew for each document that it touches, and that of an aggregation once.
+So `apply_observation`, which holds the rules, is used in two ways: as the `whenMatched` of a merge, and inside an
+aggregation (`as_observed`) whose merge then only has to see that the record is still the one that was read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from typing import Any
 
 from bson import Int64, Timestamp
 
@@ -15,6 +21,7 @@ from celery_reactive.store.pipelines.expressions import (
     NOW,
     REMOVE,
     TRUE,
+    Expression,
     Stage,
     after,
     flag,
@@ -92,8 +99,9 @@ def apply_observation(
     comparable: Iterable[int],
     live: bool,
     stamps: bool,
+    new: str = "$$new",
 ) -> list[Stage]:
-    """Return the `whenMatched` pipeline that lays the observation `$$new` over an existing record (B-13 to B-17).
+    """Return the pipeline that lays the observation *new* over an existing record (B-13 to B-17).
 
     An older observation never overwrites a newer one, and applying one twice does what applying it
     once does, also when a claim and a completion came in between.
@@ -107,11 +115,13 @@ def apply_observation(
         live: An event told of the document; false: a scan came by, which runs nothing that it once left unrun.
         stamps: Whether an observation of nothing new moves the record's time. A scan's must not: a deletion and
             re-insertion that it read over are still to be told, and would be refused as older (B-18, B-48).
+        new: Where the new record is: the variable of a merge, or a field.
     """
-    accepted = {"$and": [{"$gte": ["$$new._r.at", "$_r.at"]}, {"$gte": ["$$new._r.gen", "$_r.gen"]}]}
-    newer = {"$and": [accepted, {"$gt": ["$$new._r.at", "$_r.at"]}]}
+    new_at, new_gen, new_values = f"{new}._r.at", f"{new}._r.gen", f"{new}.lastObservedValues"
+    accepted = {"$and": [{"$gte": [new_at, "$_r.at"]}, {"$gte": [new_gen, "$_r.gen"]}]}
+    newer = {"$and": [accepted, {"$gt": [new_at, "$_r.at"]}]}
     known = {"$in": ["$_r.gen", sorted(comparable)]}
-    different = {"$or": [{"$ne": ["$lastObservedValues", "$$new.lastObservedValues"]}, {"$not": known}]}
+    different = {"$or": [{"$ne": ["$lastObservedValues", new_values]}, {"$not": known}]}
     reentered = {"$or": [flag("gone"), {"$and": [flag("left"), TRUE if reentry_runs else flag("skipped")]}]}
     first_event = {"$and": [live, newer, flag("unrun")]}
     first_change = {"$ifNull": ["$_r.changedAt", NOW]}
@@ -136,7 +146,7 @@ def apply_observation(
         },
         {
             "$set": {
-                "lastObservedValues": if_("$_r.plan.accepted", "$$new.lastObservedValues", "$lastObservedValues"),
+                "lastObservedValues": if_("$_r.plan.accepted", new_values, "$lastObservedValues"),
                 "status": if_(
                     run,
                     if_("$_r.plan.running", RecordState.PROCESSING_DIRTY.value, RecordState.PENDING.value),
@@ -149,8 +159,8 @@ def apply_observation(
                 "firstErrorAt": if_({"$and": [run, starts_anew]}, None, "$firstErrorAt"),
                 "lastError": if_({"$and": [run, starts_anew]}, None, "$lastError"),
                 "_r": {
-                    "at": if_("$_r.plan.accepted" if stamps else run, "$$new._r.at", "$_r.at"),
-                    "gen": if_("$_r.plan.accepted", "$$new._r.gen", "$_r.gen"),
+                    "at": if_("$_r.plan.accepted" if stamps else run, new_at, "$_r.at"),
+                    "gen": if_("$_r.plan.accepted", new_gen, "$_r.gen"),
                     "changedAt": if_(run, first_change, "$_r.changedAt"),
                     "wakeAt": if_(waits, next_run, "$_r.wakeAt"),
                     "sent": if_(waits, FALSE, "$_r.sent"),
@@ -177,32 +187,89 @@ def apply_observation(
     ]
 
 
-def unless_known(records: str, *, comparable: Iterable[int]) -> list[Stage]:
-    """Return the stages that leave out new records whose existing ones say the same: a scan has nothing to write there.
+def beside_known(records: str, named: dict[str, Any], known: Expression) -> list[Stage]:
+    """Return the stages that put what is observed of a document beside its record.
 
-    Running records and those that were gone or had left pass: what a scan saw matters to them. The merge that
-    follows decides for itself, so that what changes in between is judged as it is then.
+    They take `{d: document id, o: what is observed}` and give `{_id: document id, o, k: what is known}`, each of the
+    two absent or null where there is no such document or no record. A union that is grouped costs a third of a
+    `$lookup`, which asks for each record apart.
 
     Args:
         records: Name of the records collection, in the same database.
-        comparable: Generations with the present projection.
+        named: Query for the records that belong to the documents.
+        known: What is wanted of a record, an object.
     """
+    theirs = [{"$match": named}, {"$replaceWith": {"d": "$_id.d", "k": known}}]
+    return [
+        {"$unionWith": {"coll": records, "pipeline": theirs}},
+        {"$group": {"_id": "$d", "o": {"$max": "$o"}, "k": {"$max": "$k"}}},
+    ]
+
+
+TO_COMPARE: Expression = {
+    "values": "$lastObservedValues",
+    "at": "$_r.at",
+    "gen": "$_r.gen",
+    "status": "$status",
+    "gone": "$_r.gone",
+    "left": "$_r.left",
+}
+"""What `unlike` asks of a record."""
+
+
+def unlike(*, at: Timestamp, generation: int, stamps: bool) -> list[Stage]:
+    """Return the stages that keep the documents for which `apply_observation` has something to write.
+
+    They take `{_id, o: {w: watched values}, k: TO_COMPARE}` and give `{_id, new: there is no record}`. A scan (no
+    *stamps*) looks at running records in any case: what it saw matters to them.
+
+    Args:
+        at: Cluster time of the observation.
+        generation: Of the definition.
+        stamps: As for `apply_observation`.
+    """
+    nothing_newer = {"$gte": ["$k.at", at]} if stamps else {"$not": {"$in": ["$k.status", sorted(RUNNING)]}}
     same = {
         "$and": [
-            {"$eq": ["$$known.lastObservedValues", "$lastObservedValues"]},
-            {"$eq": ["$$known._r.gen", "$_r.gen"]},
-            {"$in": ["$$known._r.gen", sorted(comparable)]},
-            {"$not": {"$in": ["$$known.status", sorted(RUNNING)]}},
-            {"$ne": ["$$known._r.gone", True]},
-            {"$ne": ["$$known._r.left", True]},
+            {"$eq": ["$k.values", "$o.w"]},
+            {"$eq": ["$k.gen", generation]},
+            nothing_newer,
+            {"$ne": ["$k.gone", True]},
+            {"$ne": ["$k.left", True]},
         ],
     }
-    says_the_same = {"$let": {"vars": {"known": {"$first": "$known"}}, "in": same}}
     return [
-        {"$lookup": {"from": records, "localField": "_id", "foreignField": "_id", "as": "known"}},
-        {"$match": {"$expr": {"$not": says_the_same}}},
-        {"$unset": "known"},
+        {"$match": {"o.w": {"$exists": True}, "$expr": {"$not": same}}},
+        {"$project": {"new": {"$lte": ["$k", None]}}},
     ]
+
+
+def as_observed(apply: list[Stage]) -> list[Stage]:
+    """Return the stages that turn records and their observations into what the records become.
+
+    They take `{_id, o: new record, k: record}` and give `{_id, was: the record, becomes}`, where the two differ.
+
+    Args:
+        apply: `apply_observation` with `new=OBSERVED`.
+    """
+    return [
+        {"$match": {"o._id": {"$exists": True}, "k._id": {"$exists": True}}},
+        {"$replaceWith": {"$mergeObjects": ["$k", {"was": "$k", "observed": "$o"}]}},
+        *apply,
+        {"$replaceWith": {"_id": "$_id", "was": "$was", "becomes": "$$ROOT"}},
+        {"$unset": ["becomes.was", "becomes.observed"]},
+        {"$match": {"$expr": {"$ne": ["$was", "$becomes"]}}},
+    ]
+
+
+OBSERVED = "$observed"
+"""Where `as_observed` keeps the new record."""
+
+
+def unless_touched() -> list[Stage]:
+    """Return the `whenMatched` pipeline that makes a record what it `becomes`, if it is still what it `was`."""
+    as_read = {"$eq": ["$$ROOT", "$$new.was"]}
+    return [{"$replaceWith": if_(as_read, "$$new.becomes", "$$ROOT")}]
 
 
 def snapshots_to_adopt(records: str, task: str, earlier: Sequence[tuple[frozenset[int], str]]) -> list[Stage]:
