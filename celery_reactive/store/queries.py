@@ -155,11 +155,10 @@ def count_by_state(records: Documents, task: str) -> dict[RecordState, int]:
 
 def _count_range(records: Documents, task: str, state: RecordState) -> int:
     """Return how many keys a range of `reactive_next_run` has; an aggregation does the same in three times as long."""
-    query = {"task": task, "status": state.value}
-    concern = records.read_concern.document
-    reply = records.database.command(
-        "count", records.name, query=query, maxTimeMS=TIME_LIMIT_MS, **({"readConcern": concern} if concern else {})
-    )
+    count: dict[str, Any] = {"count": records.name, "query": {"task": task, "status": state.value}}
+    if concern := records.read_concern.document:
+        count["readConcern"] = concern
+    reply = records.database.command({**count, "maxTimeMS": TIME_LIMIT_MS})
     return int(reply["n"])
 
 
