@@ -20,10 +20,11 @@ from celery_reactive.core.suggest import shown
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import ConfigurationError
 from celery_reactive.events import Event
-from celery_reactive.management import by_hand, cleanup, controls, listing, reconciling
+from celery_reactive.management import by_hand, cleanup, controls, listing, operations, reconciling
 from celery_reactive.management import explain as explaining
 from celery_reactive.management.explain import Explanation
 from celery_reactive.management.listing import Page
+from celery_reactive.management.operations import Action, Operation
 from celery_reactive.management.selection import TaskFilters
 from celery_reactive.management.status import Status, read_planning_failures, read_status
 from celery_reactive.runtime import Runtime
@@ -35,6 +36,8 @@ from celery_reactive.worker.celery_task import ReactiveMixin
 from celery_reactive.worker.presence import Presence
 
 _HANDLE = "_celery_reactive"
+_OPERATIONS_SECONDS = 1.0
+"""How often a leader looks for bulk work that nobody runs: one small query."""
 
 
 def reactive_task(*arguments: Any, **options: Any) -> Callable[[Any], Any]:
@@ -331,7 +334,10 @@ class Reactive:
         if self._app.conf.task_always_eager:
             problem = "expected False where a planner runs: every handler would run inside of it"
             raise ConfigurationError("task_always_eager", [problem])
-        process.run(self.runtime, Publisher(self._app, self.runtime), stop or threading.Event(), group=group)
+        runtime = self.runtime
+        publisher, ends = Publisher(self._app, runtime), stop or threading.Event()
+        duties = [process.Duty("operations", lambda _, ended: _go_on_with_operations(runtime, ended))]
+        process.run(runtime, publisher, ends, group=group, duties=duties)
 
     # --- management ------------------------------------------------------------------------------
 
@@ -514,6 +520,77 @@ class Reactive:
         queue = Publisher(self._app, self.runtime).queue_of(task)
         return None if queue is None else queue.name
 
+    def start_operation(
+        self,
+        action: Action | str,
+        *,
+        all: bool = False,  # noqa: A002 -- reads as said
+        limit: int | None = None,
+        by: str | None = None,
+        **asked: Any,
+    ) -> Operation:
+        """Have many records changed by the leading planner; how far it has come is seen by everybody.
+
+        Args:
+            action: `"retry"`, `"discard"` or `"purge"`.
+            all: Must be true for a retry or discard without a filter.
+            limit: Most records changed; None: all.
+            by: Who asks, for people; None: this process's user and host.
+            asked: For a retry or discard which records, as for `get_tasks`; for a purge `task`, `gone`, `left`,
+                `older_than`.
+
+        Returns:
+            The operation; `operation(its id)` tells how far it has come.
+
+        Raises:
+            UnknownTaskError: A named task does not exist; the message lists the known ones. Nothing was begun.
+            ConfigurationError: The action, a filter or an option has no meaning. Nothing was begun.
+            StoreUnavailableError: MongoDB does not answer; it may have been begun.
+            StatementFailedError: The server refuses the query. Nothing was begun.
+        """
+        runtime = self._knowing_all_tasks()
+        return operations.start(runtime, action, asked, everything=all, limit=limit, by=by)
+
+    def operations(self, *, running: bool = False, limit: int = 50) -> list[Operation]:
+        """Return the operations of the last week, the newest first.
+
+        Args:
+            running: Only those that have not ended.
+            limit: Most of them, at least 1; more than 1000 means 1000.
+
+        Raises:
+            ConfigurationError: The limit has no meaning.
+            StoreUnavailableError: MongoDB does not answer.
+        """
+        return operations.find(self.runtime, running=running, limit=limit)
+
+    def operation(self, operation: str) -> Operation:
+        """Return an operation as it is now.
+
+        Args:
+            operation: Its id.
+
+        Raises:
+            ConfigurationError: There is none of this id.
+            StoreUnavailableError: MongoDB does not answer.
+        """
+        return operations.get(self.runtime, operation)
+
+    def cancel_operation(self, operation: str) -> bool:
+        """Stop an operation after the page it works at; what it has changed stays changed.
+
+        Args:
+            operation: Its id.
+
+        Returns:
+            Whether it was still running.
+
+        Raises:
+            ConfigurationError: There is none of this id.
+            StoreUnavailableError: It may have been cancelled.
+        """
+        return operations.cancel(self.runtime, operation)
+
     def pause(self, task: str) -> None:
         """Start no run of *task*, anywhere, until it is resumed; its documents are planned meanwhile (B-53).
 
@@ -612,6 +689,16 @@ class Reactive:
             StoreUnavailableError: MongoDB does not answer; nothing is known.
         """
         return read_status(self._knowing_all_tasks(), group=group)
+
+
+def _go_on_with_operations(runtime: Runtime, ended: threading.Event) -> Callable[[], None]:
+    """Return the step of a leader that goes on with bulk work that nobody runs."""
+
+    def step() -> None:
+        if not ended.wait(_OPERATIONS_SECONDS):
+            operations.resume_stalled(runtime, ended.is_set)
+
+    return step
 
 
 def _imported(key: str, named: Any) -> Any:

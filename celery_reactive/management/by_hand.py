@@ -8,7 +8,7 @@ again is harmless; what it has changed is told as an event in any case.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from celery_reactive.core.record import RecordKey
@@ -16,13 +16,13 @@ from celery_reactive.core.suggest import shown
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import ConfigurationError
 from celery_reactive.events import ManualAction
-from celery_reactive.management.selection import Part, Selection, TaskFilters, select
+from celery_reactive.management.pages import Batch, pages
+from celery_reactive.management.selection import Selection, TaskFilters, select
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, indexes, queries, records, server
-from celery_reactive.store.queries import Documents, Query, Wanted
 
-Change = Callable[[Documents, ReactiveTask, Sequence[Mapping[str, Any]], Query], int]
-"""Changes the records with these ids that still match the query; returns how many."""
+Change = Callable[[Batch], int]
+"""Changes those of the records that still are what they were chosen for; returns how many."""
 
 
 def retry_tasks(runtime: Runtime, filters: TaskFilters, *, everything: bool = False) -> int:
@@ -45,7 +45,7 @@ def retry_tasks(runtime: Runtime, filters: TaskFilters, *, everything: bool = Fa
         StoreUnavailableError: MongoDB does not answer; a part may have been changed.
         StatementFailedError: The server refuses `source` or the pattern, or a value cannot be sent to it.
     """
-    return _change_all(runtime, "retry", _chosen(runtime, filters, everything=everything), _retry)
+    return _change_all(runtime, "retry", chosen(runtime, filters, everything=everything), retry)
 
 
 def discard_tasks(runtime: Runtime, filters: TaskFilters, *, everything: bool = False) -> int:
@@ -68,7 +68,7 @@ def discard_tasks(runtime: Runtime, filters: TaskFilters, *, everything: bool = 
         StoreUnavailableError: MongoDB does not answer; a part may have been changed.
         StatementFailedError: The server refuses `source` or the pattern, or a value cannot be sent to it.
     """
-    return _change_all(runtime, "discard", _chosen(runtime, filters, everything=everything), _discard)
+    return _change_all(runtime, "discard", chosen(runtime, filters, everything=everything), discard)
 
 
 def trigger(runtime: Runtime, task: str, doc_id: Any) -> bool:
@@ -119,7 +119,13 @@ def _make_record(runtime: Runtime, task: ReactiveTask, doc_id: Any) -> None:
         records.apply_observations(source, target, observation, [doc_id])
 
 
-def _chosen(runtime: Runtime, filters: TaskFilters, *, everything: object) -> Selection:
+def chosen(runtime: Runtime, filters: TaskFilters, *, everything: object) -> Selection:
+    """Return what *filters* select; every record of every task only where that is said.
+
+    Raises:
+        UnknownTaskError: A named task does not exist; the message lists the known ones.
+        ConfigurationError: A filter has no meaning, or there is none.
+    """
     if not isinstance(everything, bool):
         raise ConfigurationError("all", [f"expected True or False, got {shown(everything)}"])
     selection = select(runtime, filters)
@@ -131,9 +137,9 @@ def _chosen(runtime: Runtime, filters: TaskFilters, *, everything: object) -> Se
 def _change_all(runtime: Runtime, action: str, selection: Selection, change: Change) -> int:
     changed: Counter[str] = Counter()
     try:
-        for part in selection.parts:
-            for task, ids in _pages(runtime, selection, part):
-                changed[task.name] += change(part.records, task, ids, part.wanted.query)
+        for page in pages(runtime, selection):
+            for batch in page.batches:
+                changed[batch.task.name] += change(batch)
     finally:
         for name, number in changed.items():
             if number:
@@ -141,30 +147,12 @@ def _change_all(runtime: Runtime, action: str, selection: Selection, change: Cha
     return changed.total()
 
 
-def _pages(
-    runtime: Runtime,
-    selection: Selection,
-    part: Part,
-) -> Iterator[tuple[ReactiveTask, Sequence[Mapping[str, Any]]]]:
-    """Yield record ids, a page of one task at a time: those that are wanted, or those of the source's documents."""
-    size = runtime.settings.batch_size
-    if selection.source is None:
-        for task in part.tasks:
-            for page in queries.pages(part.records, _of_one(part.wanted, task), size=size):
-                yield task, page
-        return
-    for doc_ids in queries.document_ids(part.source, selection.source, size=size):
-        for task in part.tasks:
-            yield task, [RecordKey(task.name, doc_id).id for doc_id in doc_ids]
+def retry(batch: Batch) -> int:
+    """Retry the records of *batch* that still are what they were chosen for; return how many."""
+    return records.retry_by_hand(batch.records, batch.ids, only=batch.only)
 
 
-def _of_one(wanted: Wanted, task: ReactiveTask) -> Wanted:
-    return Wanted((task.name,), wanted.states, wanted.doc_id, wanted.error, wanted.has_error)
-
-
-def _retry(target: Documents, _: ReactiveTask, ids: Sequence[Mapping[str, Any]], only: Query) -> int:
-    return records.retry_by_hand(target, ids, only=only)
-
-
-def _discard(target: Documents, task: ReactiveTask, ids: Sequence[Mapping[str, Any]], only: Query) -> int:
-    return records.discard(target, ids, history_limit=task.execution_history_limit, only=only)
+def discard(batch: Batch) -> int:
+    """Discard the records of *batch* that still are what they were chosen for; return how many."""
+    limit = batch.task.execution_history_limit
+    return records.discard(batch.records, batch.ids, history_limit=limit, only=batch.only)

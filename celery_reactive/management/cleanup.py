@@ -37,6 +37,16 @@ class _Stored:
     generation: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Purged:
+    """One page of records that were looked at."""
+
+    looked: int
+    removed: int
+    last: Any
+    """The document id of the last of them."""
+
+
 def cleanup(runtime: Runtime, *tasks: str) -> int:
     """Remove the orphans of *tasks*, of all if none is named, as the planner does from time to time (B-42).
 
@@ -59,8 +69,8 @@ def cleanup(runtime: Runtime, *tasks: str) -> int:
             continue
         number = 0
         try:
-            for part in _cleared(runtime, _stored(runtime, task), criteria):
-                number += part
+            for page in _cleared(runtime, _stored(runtime, task), criteria):
+                number += page.removed
         finally:
             runtime.emit(CleanupFinished(task.name, number))
         removed += number
@@ -90,15 +100,42 @@ def purge(
             duration. Nothing was removed.
         StoreUnavailableError: MongoDB does not answer; a part may have been removed.
     """
-    stored, criteria = _asked_for(runtime, task, gone=gone, left=left, older_than=older_than)
     number = 0
     try:
-        for part in _cleared(runtime, stored, criteria) if gone or left else _emptied(runtime, stored, criteria):
-            number += part
+        for page in purge_pages(runtime, task, gone=gone, left=left, older_than=older_than):
+            number += page.removed
     finally:
         if number:
             runtime.emit(ManualAction("purge", task, number))
     return number
+
+
+def purge_pages(
+    runtime: Runtime,
+    task: str,
+    *,
+    gone: bool = False,
+    left: bool = False,
+    older_than: Duration | None = None,
+    after: Sequence[Any] = (),
+) -> Iterator[Purged]:
+    """Do what `purge` does page by page, each when the next one is asked for.
+
+    Args:
+        runtime: The app's parts.
+        task: As for `purge`.
+        gone: As for `purge`.
+        left: As for `purge`.
+        older_than: As for `purge`.
+        after: Holds `last` of a page that is done with, to go on after it; empty: from the start.
+
+    Raises:
+        UnknownTaskError: As `purge`.
+        ConfigurationError: As `purge`.
+        StoreUnavailableError: MongoDB does not answer; the pages already yielded are done.
+    """
+    stored, criteria = _asked_for(runtime, task, gone=gone, left=left, older_than=older_than)
+    yield from (_cleared if gone or left else _emptied)(runtime, stored, criteria, after)
 
 
 def count_purge(
@@ -147,30 +184,35 @@ def _formerly_declared(runtime: Runtime, name: str) -> _Stored:
     return _stored(runtime, ReactiveTask(name=name, database=database, collection=collection))
 
 
-def _cleared(runtime: Runtime, stored: _Stored, criteria: Criteria) -> Iterator[int]:
-    """Remove orphans page by page, yielding how many."""
+def _cleared(runtime: Runtime, stored: _Stored, criteria: Criteria, after: Sequence[Any] = ()) -> Iterator[Purged]:
+    """Remove orphans page by page."""
     source, target = runtime.connection.source(stored.task), runtime.connection.records(stored.task)
-    for page, session in _pages(runtime, stored, criteria):
+    for page, session in _pages(runtime, stored, criteria, after):
 
         def mark(doc_ids: Sequence[Any], at: Timestamp, gone: bool) -> None:  # noqa: FBT001 -- as it is called
             # What somebody's transaction holds, or what cannot be written, stays.
             with suppress(StoreBusyError, StatementFailedError), time_limit(_MARK_LIMIT):
                 records.leave(target, stored.task, doc_ids, at=at, generation=stored.generation, gone=gone)
 
-        yield orphans.clear_page(source, target, stored.task, page, criteria, mark=mark, session=session)
+        removed = orphans.clear_page(source, target, stored.task, page, criteria, mark=mark, session=session)
+        yield Purged(len(page), removed, page[-1].doc_id)
 
 
-def _emptied(runtime: Runtime, stored: _Stored, criteria: Criteria) -> Iterator[int]:
-    """Remove all records page by page, yielding how many; with the last of them, what is known of the task."""
+def _emptied(runtime: Runtime, stored: _Stored, criteria: Criteria, after: Sequence[Any] = ()) -> Iterator[Purged]:
+    """Remove all records page by page; with the last of them, what is known of the task."""
     target, name = runtime.connection.records(stored.task), stored.task.name
-    for page, _ in _pages(runtime, stored, criteria):
-        yield orphans.remove_all(target, name, [one.doc_id for one in page], older_than=criteria.keep_for)
+    for page, _ in _pages(runtime, stored, criteria, after):
+        removed = orphans.remove_all(target, name, [one.doc_id for one in page], older_than=criteria.keep_for)
+        yield Purged(len(page), removed, page[-1].doc_id)
     if not orphans.has_any(target, name):
         orphans.forget(runtime.connection.globals(), name)
 
 
-def _pages(runtime: Runtime, stored: _Stored, criteria: Criteria) -> Iterator[tuple[list[Seen], ClientSession]]:
+def _pages(
+    runtime: Runtime, stored: _Stored, criteria: Criteria, after: Sequence[Any] = ()
+) -> Iterator[tuple[list[Seen], ClientSession]]:
     target, size = runtime.connection.records(stored.task), runtime.settings.batch_size
     with runtime.connection.causal_session() as session:
-        for page in orphans.pages(target, stored.task.name, criteria, size=size, session=session):
+        name = stored.task.name
+        for page in orphans.pages(target, name, criteria, size=size, session=session, after=after):
             yield page, session

@@ -10,6 +10,7 @@ share nothing but the database and a few events; each may fail and goes on.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -49,6 +50,18 @@ _LEAST_TERM_SECONDS = 1.0
 _PRESENCE_LIMIT = timedelta(seconds=1)
 _FINISH_SECONDS = 6.0
 """A batch takes seconds at most where the database answers."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Duty:
+    """Something that one process of all has to do, and that planning does not need: the leader does it."""
+
+    name: str
+    begin: Callable[[int, threading.Event], Callable[[], None]]
+    """Called with a term's number and the event of its end; returns the step that is repeated until then.
+
+    A step waits by itself, on that event, for its next time.
+    """
 
 
 def check(runtime: Runtime, publisher: Publisher, *, group: str = DEFAULT_GROUP) -> list[ReactiveTask]:
@@ -108,6 +121,7 @@ def run(
     stop: threading.Event,
     *,
     group: str = DEFAULT_GROUP,
+    duties: Sequence[Duty] = (),
 ) -> None:
     """Run a planner until *stop* is set; a clean hand-over then.
 
@@ -116,6 +130,7 @@ def run(
         publisher: Publishes to the broker.
         stop: Ends the planner: the batch in hand is finished, the position stored, the lock released (B-68).
         group: The planner group.
+        duties: What else the leader does beside planning.
 
     Raises:
         ConfigurationError: Nothing was started.
@@ -127,7 +142,7 @@ def run(
         with _announced(runtime, group):
             while (leadership := elect.campaign(runtime, group, stop)) is not None:
                 with leadership:
-                    _lead_patiently(runtime, tasks, publisher, leadership, group, stop)
+                    _lead_patiently(runtime, tasks, publisher, leadership, group, stop, duties)
     finally:
         publisher.close()
         runtime.connection.close()
@@ -165,10 +180,11 @@ def _lead_patiently(
     leadership: Leadership,
     group: str,
     stop: threading.Event,
+    duties: Sequence[Duty],
 ) -> None:
     """Lead; a database that is away at the very start ends the term, and the planner stands for the next."""
     try:
-        _lead(runtime, tasks, publisher, leadership, group, stop)
+        _lead(runtime, tasks, publisher, leadership, group, stop, duties)
     except TermEndedError:
         leadership.lose()
     except StoreUnavailableError as error:
@@ -183,6 +199,7 @@ def _lead(
     leadership: Leadership,
     group: str,
     stop: threading.Event,
+    duties: Sequence[Duty],
 ) -> None:
     """Run the stages until *stop* is set or the term ends."""
     planned = _define(runtime, tasks, leadership.term)
@@ -191,6 +208,7 @@ def _lead(
     databases = sorted({_database_of(runtime, task) for task in planned})
     stages = [("dispatch", dispatcher.step), ("rescue", _rescue(runtime, planned, ending))]
     stages += _broker(runtime, planned, publisher, dispatcher, group, ending)
+    stages += [(duty.name, duty.begin(leadership.term, ending)) for duty in duties]
     watchers: list[Watcher] = []
     needs = {database: threading.Event() for database in databases}
 
@@ -279,6 +297,7 @@ def _define(runtime: Runtime, tasks: Sequence[ReactiveTask], term: int) -> list[
     planned = []
     known = definitions.read_all(runtime.connection.globals(), [task.name for task in tasks])
     for task in tasks:
+        indexes.drop_former(runtime.connection.records(task))
         is_new = known[task.name].generation == 0
         collated = server.has_collation(runtime.connection.database(task.database), task.collection)
         stored = definitions.define(

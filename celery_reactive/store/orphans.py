@@ -103,7 +103,7 @@ Mark = Callable[[Sequence[Any], Timestamp, bool], object]
 
 
 def pages(
-    records: Documents, task: str, criteria: Criteria, *, size: int, session: ClientSession
+    records: Documents, task: str, criteria: Criteria, *, size: int, session: ClientSession, after: Sequence[Any] = ()
 ) -> Iterator[list[Seen]]:
     """Yield the records of *task* in pages, whatever the types of their documents' ids.
 
@@ -113,15 +113,16 @@ def pages(
         criteria: By which a record counts as old.
         size: Most records of a page, up to `LARGEST_PAGE`; only one page is in memory.
         session: Causal session.
+        after: Holds the document id to begin after; empty: from the start.
 
     Raises:
         StoreUnavailableError: MongoDB does not answer; the pages already yielded are good.
     """
-    after: Any = MinKey()
+    last: Any = after[0] if after else MinKey()
     limit = min(size, LARGEST_PAGE)
-    while page := _read(records, _range(task, after), criteria, limit=limit, session=session):
+    while page := _read(records, _range(task, last), criteria, limit=limit, session=session):
         yield page
-        after = page[-1].doc_id
+        last = page[-1].doc_id
 
 
 def read(
