@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import bson
@@ -78,6 +78,51 @@ def read(
             return _answer(answer, source)
     exists = raw.find_one(own, projection=["_id"], session=session)
     return Gone() if exists is None else Left()
+
+
+_MOST_BYTES = 8 * 1024 * 1024
+"""Of documents that are read together and kept until they are asked for; a reply holds twice that at most."""
+
+
+@translated
+def read_together(
+    source: Collection[Any], task: ReactiveTask, claims: Sequence[Claim], *, session: ClientSession
+) -> dict[bytes, RawBSONDocument]:
+    """Read the documents of several runs in one statement and return those that are what their runs are for.
+
+    Args:
+        source: The watched collection, without a collation of its own.
+        task: The definition by which all of them are checked.
+        claims: The runs.
+        session: Causally after the claims.
+
+    Returns:
+        Undecoded documents by the `exact` form of their keys. One that is missing is gone, does not match, has other
+        watched values or values that only the server can tell to be the same, or was one too many for the memory.
+    """
+    raw = source.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
+    whole = task.projection.whole
+    pipeline = [
+        {"$match": {"$and": [{"_id": {"$in": [claim.key.doc_id for claim in claims]}}, task.filter.query]}},
+        *task.projection.stages(keep={"id": "$_id"} if whole else {"id": "$_id", "doc": "$$ROOT"}),
+    ]
+    observed = {claim.key.exact: claim.observed.raw for claim in claims}
+    found: dict[bytes, RawBSONDocument] = {}
+    size = 0
+    with raw.aggregate(pipeline, session=session, collation=_SIMPLE, batchSize=len(claims)) as answers:
+        for answer in answers:
+            exact = bson.encode({"": answer["id"]}, codec_options=CODEC)
+            if observed.get(exact) == bson.encode({"v": answer["w"]}, codec_options=CODEC):
+                found[exact] = answer["w" if whole else "doc"]
+            size += len(answer.raw)
+            if size > _MOST_BYTES:
+                break
+    return found
+
+
+def decoded(document: RawBSONDocument, source: Collection[Any]) -> dict[str, Any]:
+    """Return an undecoded document as the client of *source* decodes."""
+    return bson.decode(document.raw, source.codec_options)
 
 
 def _pipeline(

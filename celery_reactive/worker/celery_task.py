@@ -295,7 +295,7 @@ class ReactiveMixin(Task):
                 cause = error.exc if isinstance(error.exc, BaseException) else error
                 return cause, outcome_of_error(run, cause, retry_in=self._wait_asked_for(run, error.when))
             case Ignore() if run.overtaken is None and not run.completed:
-                return error, Skipped(str(error) or "the handler raised Ignore", run.elapsed)
+                return error, Skipped(str(error) or "the handler raised Ignore", run.took)
             case Reject(requeue=True):
                 return error, outcome_of_error(run, error, retry_in=timedelta(0))
             case Reject():

@@ -29,6 +29,7 @@ from celery_reactive.worker.company import Company, together
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.finalize import failed_attempt, finalize
 from celery_reactive.worker.heartbeat import HEARTBEAT
+from celery_reactive.worker.read_ahead import ReadAhead
 from celery_reactive.worker.run import Run
 
 if TYPE_CHECKING:
@@ -142,6 +143,9 @@ def _run_all(runs: Sequence[Run], body: Body, session: ClientSession) -> int:
     if len(runs) < 2:  # noqa: PLR2004 -- nobody to wait for
         return sum(_run_if_owned(run, body, session, None) for run in runs)
     done = 0
+    ahead = ReadAhead(runs, session)
+    for one in runs:
+        one.ahead = ahead
     with together(runs) as company:
         looked = time.monotonic()
         while (run := company.next()) is not None:
@@ -176,6 +180,7 @@ def _run(run: Run, body: Body, session: ClientSession, company: Company | None) 
         finalize(run, unseen)
         return
     run.runtime.emit(_started(run))
+    run.began = time.monotonic()
     outcome: Outcome
     try:
         outcome = body(run, TaskContext(run, session))
@@ -284,20 +289,20 @@ def outcome_of_return(run: Run) -> Outcome:
     if run.completed:
         if run.deferral is not None:
             run.runtime.emit(ContextMisused(str(run.claim.key), "defer_current beside mark_completed is ignored"))
-        return Completed(run.elapsed, document_checked=run.document_checked)
+        return Completed(run.took, document_checked=run.document_checked)
     if run.overtaken is not None:
-        return Overtaken(run.overtaken, run.generation, run.elapsed)
+        return Overtaken(run.overtaken, run.generation, run.took)
     if run.deferral is not None:
-        return Deferred(run.deferral.until, hold=run.deferral.hold, duration=run.elapsed)
-    return Completed(run.elapsed, document_checked=run.document_checked)
+        return Deferred(run.deferral.until, hold=run.deferral.hold, duration=run.took)
+    return Completed(run.took, document_checked=run.document_checked)
 
 
 def outcome_of_error(run: Run, error: BaseException, *, retry_in: timedelta | None = None) -> Outcome:
     """Return the outcome of a handler that raised; a read that found the values moved on still counts (B-33)."""
     if run.completed:
-        return Completed(run.elapsed, document_checked=run.document_checked)
+        return Completed(run.took, document_checked=run.document_checked)
     if run.overtaken is not None:
-        return Overtaken(run.overtaken, run.generation, run.elapsed)
+        return Overtaken(run.overtaken, run.generation, run.took)
     if isinstance(error, TaskConditionFailedError):
-        return Skipped(str(error), run.elapsed, gone=run.gone, left=run.left, generation=run.generation)
+        return Skipped(str(error), run.took, gone=run.gone, left=run.left, generation=run.generation)
     return failed_attempt(run, error, retry_in=retry_in)

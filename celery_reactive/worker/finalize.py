@@ -117,8 +117,8 @@ def _persist_together(
 
 def _tell_of_completion(run: Run) -> Settled:
     """Tell what `mark_completed` has written; the record may be in another run by now."""
-    written, settled = run.settled or (Completed(run.elapsed), Settled(RecordState.COMPLETED, None))
-    outcome = Completed(run.elapsed) if isinstance(written, Completed) else written
+    written, settled = run.settled or (Completed(run.took), Settled(RecordState.COMPLETED, None))
+    outcome = Completed(run.took) if isinstance(written, Completed) else written
     run.runtime.emit(event_of(run.claim.key, run.claim.attempt, outcome, settled))
     _wake_planner(run, settled)
     return settled
@@ -154,8 +154,8 @@ def _attempt(run: Run, failure: Failure, *, retry_in: timedelta | None = None) -
         random=random.random(),  # noqa: S311 -- jitter
     )
     if wait is None:
-        return Exhausted(failure, elapsed)
-    return Errored(failure, elapsed, wait if retry_in is None else retry_in)
+        return Exhausted(failure, run.took)
+    return Errored(failure, run.took, wait if retry_in is None else retry_in)
 
 
 def _persist(run: Run, outcome: Outcome) -> Settled | None:

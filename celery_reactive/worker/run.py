@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from bson.raw_bson import RawBSONDocument
 
@@ -15,6 +16,9 @@ from celery_reactive.core.record import Claim
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.runtime import Runtime
 from celery_reactive.store.records import Settled
+
+if TYPE_CHECKING:
+    from celery_reactive.worker.read_ahead import ReadAhead
 
 
 class Run:
@@ -41,6 +45,10 @@ class Run:
         self.generation = claim.generation if generation is None else generation
         """Of the definition in `task`, whose projection this run is checked with."""
         self.started = time.monotonic()
+        self.began: float | None = None
+        """When its handler was called, on the monotonic clock; None: it waits for those before it in its message."""
+        self.ahead: ReadAhead | None = None
+        """Documents of the records of its message."""
         self.renewed = sent
         """When, on the monotonic clock, the last acknowledged claim or renewal was sent."""
         self.lost = False
@@ -70,6 +78,11 @@ class Run:
     def elapsed(self) -> timedelta:
         """Time since the claim, by the monotonic clock."""
         return timedelta(seconds=time.monotonic() - self.started)
+
+    @property
+    def took(self) -> timedelta:
+        """Time since the handler was called; zero where it was not."""
+        return timedelta(seconds=0.0 if self.began is None else time.monotonic() - self.began)
 
     @property
     def lease_lost(self) -> bool:
