@@ -2,13 +2,15 @@
 
 Called by `process`, in a thread of its own. A worker lives as long as its heartbeat counter moves.
 The leader counts *readings* that found it standing still, on no clock but their spacing: a database
-that was away, or a server whose clock jumped in a failover, rescues no live run.
+that was away, or a server whose clock jumped in a failover, rescues no live run. Slots of limiters that are left
+without a run are freed as well (B-58).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -21,8 +23,9 @@ from celery_reactive.errors import LeaseLostError, StatementFailedError, StoreBu
 from celery_reactive.events import LeaseExpired, RunFailed
 from celery_reactive.planner.plan import PlannedTask
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import records
+from celery_reactive.store import limiters, records
 from celery_reactive.store.errors import time_limit
+from celery_reactive.store.limiters import Slots
 from celery_reactive.store.records import Records, Settled
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ class Rescuer:
         Raises:
             StoreUnavailableError: This reading does not count.
         """
+        slots = limiters.held(self._runtime.connection.globals(), [task.name for task in self._tasks])
         leases = [(task, lease) for task in self._tasks for lease in self._running(task)]
         watches: dict[tuple[str, str, bytes], _Watch] = {}
         expired: list[tuple[ReactiveTask, Lease]] = []
@@ -73,7 +77,23 @@ class Rescuer:
                 watch = _Watch(lease.beats)
             watches[name] = watch
         self._watches = watches
-        return sum(self._rescue(task, lease) for task, lease in expired)
+        ended = [lease.token for task, lease in expired if self._rescue(task, lease)]
+        self._free(slots, ended, [lease.token for _, lease in leases])
+        return len(ended)
+
+    def _free(self, slots: Sequence[Slots], ended: Sequence[str], running: Sequence[str]) -> None:
+        """Free the slots of runs that are over, whoever ended them (B-58).
+
+        Args:
+            slots: As read before *running*.
+            ended: Tokens of the runs that were ended now.
+            running: Tokens of all runs, with those.
+        """
+        left = Counter(running)
+        left.subtract(ended)
+        for one in slots:
+            if left[one.token] < one.count and (one.is_settled or one.token in ended):
+                limiters.keep(self._runtime.connection.globals(), one.task, one.token, left[one.token])
 
     def _running(self, task: ReactiveTask) -> list[Lease]:
         return records.running(self._runtime.connection.records(task), task.name)

@@ -29,6 +29,7 @@ from celery_reactive.worker.company import Company, together
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.finalize import failed_attempt, finalize
 from celery_reactive.worker.heartbeat import HEARTBEAT
+from celery_reactive.worker.permits import Permit, permitted
 from celery_reactive.worker.read_ahead import ReadAhead
 from celery_reactive.worker.run import Run
 
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 _CONTROLS_SECONDS = 0.1
 """A pause that begins while a message's records run keeps back those not begun after this at the latest."""
 
+_NO_WAIT = timedelta(0)
 _NEWER_CODE_WAIT = timedelta(seconds=5)
 _NEWER_CODE_PATIENCE = timedelta(minutes=10)
 """So long after a reset for a newer version of the handler, workers with an older one leave the record to others."""
@@ -82,45 +84,69 @@ def execute(
             _send_again_when_due(runtime, task, named, ())
             return 0
         stored = controls.applied_to(task)
-        runs = _claim(runtime, stored, controls, named, token=token, worker=worker, session=session, one_only=one_only)
-        if len(runs) < len(named):
-            _send_again_when_due(runtime, task, named, runs)
-        with HEARTBEAT.renewing(runs):
-            return _run_all(runs, body, session)
+        keys = [one.key for one in named]
+        wanted = 1 if one_only else len(keys)
+        with permitted(runtime, controls.limits_of(task), keys, token=token, wanted=wanted) as permit:
+            runs = _claim(
+                runtime,
+                stored,
+                controls,
+                keys,
+                token=token,
+                worker=worker,
+                session=session,
+                one_only=one_only,
+                permit=permit,
+            )
+            if len(runs) < len(named):
+                _send_again_when_due(runtime, task, named, runs, wait=permit.wait if permit else _NO_WAIT)
+            with HEARTBEAT.renewing(runs):
+                return _run_all(runs, body, session)
 
 
-def _send_again_when_due(runtime: Runtime, task: ReactiveTask, named: Sequence[Named], runs: Sequence[Run]) -> None:
+def _send_again_when_due(
+    runtime: Runtime, task: ReactiveTask, named: Sequence[Named], runs: Sequence[Run], *, wait: timedelta = _NO_WAIT
+) -> None:
     """Let the planner send what this message named in vain as soon as it is due, not after the dispatch deadline."""
     claimed = {run.claim.key.exact for run in runs}
     left = [one.key for one in named if one.key.exact not in claimed]
     # Where it cannot be written, the deadline passes; what was claimed is run in any case.
     with contextlib.suppress(StoreUnavailableError):
-        records.mark_unsent(runtime.connection.records(task), left)
+        records.mark_unsent(runtime.connection.records(task), left, wait=wait)
 
 
 def _claim(
     runtime: Runtime,
     task: ReactiveTask,
     controls: Controls,
-    named: Sequence[Named],
+    keys: Sequence[RecordKey],
     *,
     token: str,
     worker: str,
     session: ClientSession,
     one_only: bool,
+    permit: Permit | None,
 ) -> list[Run]:
+    """Claim what is due of *keys*, and no more than *permit* has starts for."""
+    until = None if permit is None else permit.claim_until
     target, lease = runtime.connection.records(task), runtime.settings.visibility_timeout
 
     def claim(keys: Sequence[RecordKey]) -> list[Claim]:
         try:
-            return records.claim(target, keys, token=token, worker=worker, lease=lease, session=session)
+            return records.claim(target, keys, token=token, worker=worker, lease=lease, session=session, until=until)
         except StoreUnavailableError:
             # What was claimed without an answer is this worker's, and nobody else can run it.
             return records.find_claims(target, keys, token=token, session=session)
 
     sent = time.monotonic()
-    keys = [one.key for one in named]
-    claims = next(filter(None, (claim([key]) for key in keys)), []) if one_only else claim(keys)
+    if permit is not None and not permit.starts:
+        return []
+    if one_only:
+        claims = next(filter(None, (claim([key]) for key in keys)), [])
+    else:
+        claims = claim(keys if permit is None else keys[: permit.starts])
+    if permit is not None:
+        permit.claimed(len(claims))
     lineage = controls.lineage
 
     def run_of(claim: Claim) -> Run:
@@ -134,6 +160,7 @@ def _claim(
             collated=controls.collated,
             outdated=claim.generation < controls.generation,
             generation=controls.generation if projection is None else claim.generation,
+            permit=permit,
         )
 
     return [run_of(claim) for claim in claims]
@@ -174,7 +201,7 @@ def _is_held_back(run: Run) -> bool:
 
 
 def _run(run: Run, body: Body, session: ClientSession, company: Company | None) -> None:
-    unseen = _left_to_newer_code(run) or (_ended_unseen(run, session) if run.outdated else None)
+    unseen = _left_to_newer_code(run) or (_ended_unseen(run, session) if run.outdated else None) or _too_late(run)
     if unseen is not None:
         HEARTBEAT.settled(run)
         finalize(run, unseen)
@@ -241,6 +268,11 @@ def _left_to_newer_code(run: Run) -> GivenBack | None:
     if claim.reset_at is None or claim.reset_for <= run.task.evolution.handler_version:
         return None
     return GivenBack(wait=_NEWER_CODE_WAIT) if claim.started_at - claim.reset_at < _NEWER_CODE_PATIENCE else None
+
+
+def _too_late(run: Run) -> GivenBack | None:
+    """Give back a run whose start was granted for an earlier time (B-58)."""
+    return None if run.permit is None or run.permit.start() else GivenBack()
 
 
 def _ended_unseen(run: Run, session: ClientSession) -> Outcome | None:

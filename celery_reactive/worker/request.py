@@ -25,6 +25,7 @@ from celery.exceptions import Ignore, Retry, TimeLimitExceeded
 from celery.worker import state
 from celery.worker.request import Request
 
+from celery_reactive.core.limits import Limits
 from celery_reactive.core.loss import after_loss, failed_attempt
 from celery_reactive.core.message import MessageError, Named, celery_ids, is_reactive, most_attempts, unpack
 from celery_reactive.core.outcome import Errored, Exhausted, Failure, GivenBack, Outcome
@@ -34,7 +35,7 @@ from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import LeaseLostError
 from celery_reactive.events import RunFailed
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import records
+from celery_reactive.store import limiters, records
 from celery_reactive.worker import monitors
 from celery_reactive.worker.celery_task import ONE_ONLY, REPORT, TOKEN, NothingRunError
 from celery_reactive.worker.finalize import event_of
@@ -342,7 +343,10 @@ class ReactiveRequest(Request):
         return RecordState.FAILED if spent else RecordState.PENDING
 
     def _end(self, decide: Decision) -> None:
-        """End the runs that this delivery's token still owns; what cannot be written is left to the rescuer."""
+        """End the runs that this delivery's token still owns, and free their slots.
+
+        What cannot be written is left to the rescuer.
+        """
         # By their text: ids in a message tell no Int64 from an int.
         ids = {self._document(celery_id): celery_id for celery_id in self._runs}
 
@@ -361,6 +365,7 @@ class ReactiveRequest(Request):
             others = [run.key for celery_id, run in self._runs.items() if celery_id not in self._ended]
             found = records.states_of(target, others) if others else {}
             self._states = {ids[id_to_text(key.doc_id)]: where for key, where in found}
+            limiters.settle(runtime.connection.globals(), task.name, self._token, Limits())
 
         self._briefly(end)
 

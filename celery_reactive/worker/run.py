@@ -18,6 +18,7 @@ from celery_reactive.runtime import Runtime
 from celery_reactive.store.records import Settled
 
 if TYPE_CHECKING:
+    from celery_reactive.worker.permits import Permit
     from celery_reactive.worker.read_ahead import ReadAhead
 
 
@@ -34,6 +35,7 @@ class Run:
         collated: bool,
         outdated: bool = False,
         generation: int | None = None,
+        permit: Permit | None = None,
     ) -> None:
         self.runtime = runtime
         self.task = task
@@ -44,6 +46,8 @@ class Run:
         """The record was observed under an older definition than the stored one."""
         self.generation = claim.generation if generation is None else generation
         """Of the definition in `task`, whose projection this run is checked with."""
+        self.permit = permit
+        """Of its message, where the task has limits."""
         self.started = time.monotonic()
         self.began: float | None = None
         """When its handler was called, on the monotonic clock; None: it waits for those before it in its message."""

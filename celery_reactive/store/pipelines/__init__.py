@@ -33,7 +33,7 @@ without a run by a scan under `backfill=False`).
 
 from celery_reactive.store.pipelines.by_hand import discard, reprocess, retry_by_hand, revoke
 from celery_reactive.store.pipelines.dispatching import expire_sent, is_in_flight, mark_sent, mark_unsent
-from celery_reactive.store.pipelines.expressions import EPOCH, is_past, literal, milliseconds, state_is
+from celery_reactive.store.pipelines.expressions import EPOCH, is_before, is_past, literal, milliseconds, state_is
 from celery_reactive.store.pipelines.planning import (
     OBSERVED,
     TO_COMPARE,
@@ -59,6 +59,7 @@ __all__ = [
     "beside_known",
     "discard",
     "expire_sent",
+    "is_before",
     "is_in_flight",
     "is_past",
     "leave",

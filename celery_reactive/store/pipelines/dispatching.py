@@ -37,13 +37,14 @@ def mark_sent(*, first_deadline: timedelta, longest_deadline: timedelta) -> list
     ]
 
 
-def mark_unsent() -> list[Stage]:
-    """Return the pipeline for a record whose message is known not to have been published."""
+def mark_unsent(wait: timedelta) -> list[Stage]:
+    """Return the pipeline for a record whose message has come to nothing: it is due, or looked at after *wait*."""
+    due = "$nextRunAt" if not wait else {"$max": ["$nextRunAt", {"$add": [NOW, milliseconds(wait)]}]}
     return [
         {
             "$set": {
                 "_r.sent": False,
-                "_r.wakeAt": "$nextRunAt",
+                "_r.wakeAt": due,
                 "_r.dispatches": {"$max": [0, {"$subtract": ["$_r.dispatches", 1]}]},
             },
         },

@@ -38,6 +38,11 @@ def is_past(field: str, *, since: datetime | None = None) -> dict[str, Any]:
     return {field: {"$gt": EPOCH} if since is None else {"$gte": since}, "$expr": {"$lte": [f"${field}", NOW]}}
 
 
+def is_before(until: datetime | None) -> dict[str, Any]:
+    """Return the guard that demands that *until* has not passed by the server's clock; None: none."""
+    return {} if until is None else {"$and": [{"$expr": {"$lte": [NOW, until]}}]}
+
+
 def milliseconds(duration: timedelta) -> int:
     """Return *duration* in whole milliseconds, the resolution of BSON dates."""
     return round(duration / timedelta(milliseconds=1))

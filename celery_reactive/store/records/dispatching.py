@@ -12,6 +12,8 @@ from celery_reactive.store import pipelines
 from celery_reactive.store.errors import translated
 from celery_reactive.store.records.collection import BY_ID, Records
 
+_NO_WAIT = timedelta(0)
+
 
 @translated
 def find_due(
@@ -96,11 +98,17 @@ def mark_sent(
 
 
 @translated
-def mark_unsent(records: Records, keys: Iterable[RecordKey]) -> int:
-    """Clear the mark of records whose message is known not to have been published."""
+def mark_unsent(records: Records, keys: Iterable[RecordKey], *, wait: timedelta = _NO_WAIT) -> int:
+    """Clear the mark of records whose message is known not to have been published, or to have come to nothing.
+
+    Args:
+        records: Records collection.
+        keys: Records.
+        wait: The planner looks at them after so long; zero: as soon as they are due.
+    """
     result = records.update_many(
         {"_id": {"$in": [key.id for key in keys]}, **pipelines.state_is(CLAIM.sources), "_r.sent": True},
-        pipelines.mark_unsent(),
+        pipelines.mark_unsent(wait),
         hint=BY_ID,
     )
     return result.modified_count

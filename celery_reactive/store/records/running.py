@@ -58,6 +58,7 @@ def claim(
     worker: str,
     lease: timedelta,
     session: ClientSession,
+    until: datetime | None = None,
 ) -> list[Claim]:
     """Claim those of *keys* that are pending and due (B-23).
 
@@ -72,6 +73,7 @@ def claim(
         worker: Name of the claiming process, for people.
         lease: Visibility timeout.
         session: Causal session in which the run will read.
+        until: A server time after which the statement claims nothing: its slots may be somebody else's (B-58).
 
     Returns:
         The claims, in the order of *keys*. Empty when nothing was due.
@@ -85,6 +87,7 @@ def claim(
         **pipelines.is_past("nextRunAt"),
         "_r.wakeAt": {"$gt": pipelines.EPOCH},
         **({"_r.alone": {"$ne": True}} if company else {}),
+        **pipelines.is_before(until),
     }
     attempt = pipelines.start_attempt(token=token, worker=worker, lease=lease, company=company)
     if company:
