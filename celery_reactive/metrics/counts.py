@@ -6,6 +6,7 @@ nothing: what its parent has counted is the parent's.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import weakref
@@ -18,11 +19,11 @@ class Counts:
     """Counters and histograms of one process and app."""
 
     def __init__(self) -> None:
-        self._reset()
-        alive = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: (counts := alive()) and counts._reset())  # noqa: SLF001 -- itself
+        self.reset()
+        os.register_at_fork(after_in_child=functools.partial(_reset, weakref.ref(self)))
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Begin with nothing."""
         self._lock = threading.Lock()
         self._counters: dict[Series, float] = {}
         self._distributions: dict[Series, Distribution] = {}
@@ -44,3 +45,16 @@ class Counts:
         """Return everything counted so far."""
         with self._lock:
             return Totals(dict(self._counters), dict(self._distributions))
+
+    def take(self) -> Totals:
+        """Return what was counted since the last call, and count on from nothing."""
+        with self._lock:
+            taken = Totals(self._counters, self._distributions)
+            self._counters, self._distributions = {}, {}
+        return taken
+
+
+def _reset(alive: weakref.ref[Counts]) -> None:
+    counts = alive()
+    if counts is not None:
+        counts.reset()

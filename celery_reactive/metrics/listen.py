@@ -15,12 +15,9 @@ from celery_reactive.events import (
     DocumentsPlanned,
     Event,
     HistoryLost,
-    LeadershipEnded,
     LeadershipWon,
     LeaseExpired,
     LeaseLost,
-    PlannerStarted,
-    PlannerStopped,
     PlanningFailed,
     PlanningPostponed,
     RecordsDispatched,
@@ -38,16 +35,12 @@ _UNDECLARED = "(undeclared)"
 
 
 class Listener:
-    """Counts the events of one process, and remembers which planner groups it leads."""
+    """Counts the events of one process."""
 
     def __init__(self, counts: Counts, registry: Registry, *, on_counted: Callable[[], None]) -> None:
         self._counts = counts
         self._registry = registry
         self._on_counted = on_counted
-        self.terms: dict[str, int] = {}
-        """The groups that a planner in this process leads, and its term in each."""
-        self.groups: set[str] = set()
-        """The groups for which a planner runs in this process."""
 
     def __call__(self, event: Event) -> None:
         """Count *event*, if it is one that is counted."""
@@ -76,19 +69,9 @@ class Listener:
         return True
 
     def _count_planners(self, event: Event) -> bool:
-        """Count an event of a planner; its coming and going is noted only."""
+        """Count an event of a planner."""
         match event:
-            case PlannerStarted():
-                self.groups.add(event.group)
-                return False
-            case PlannerStopped():
-                self.groups.discard(event.group)
-                return False
-            case LeadershipEnded():
-                self.terms.pop(event.group, None)
-                return False
             case LeadershipWon():
-                self.terms[event.group] = event.term
                 self._counts.add(catalogue.ELECTIONS)
             case DocumentsPlanned():
                 self._count_planned(event)
