@@ -13,13 +13,16 @@ from typing import Any
 import click
 
 from celery_reactive.cli import project
-from celery_reactive.cli.cleanup import cleanup, tasks
+from celery_reactive.cli.cleanup import cleanup
+from celery_reactive.cli.controls import pause, resume, throttle, trigger
 from celery_reactive.cli.demo.command import demo
 from celery_reactive.cli.guard import GuardedGroup, traceback_option
 from celery_reactive.cli.limit import limit
+from celery_reactive.cli.operations import operations
 from celery_reactive.cli.planner import planner
 from celery_reactive.cli.reconcile import reconcile
 from celery_reactive.cli.status import failures, status
+from celery_reactive.cli.tasks import tasks
 
 __all__ = ["main", "reactive"]
 
@@ -30,7 +33,21 @@ def reactive(**_options: Any) -> None:
     """Celery tasks that run when MongoDB documents change."""
 
 
-for _command in (planner, status, failures, limit, reconcile, tasks, cleanup, demo):
+for _command in (
+    planner,
+    status,
+    failures,
+    limit,
+    reconcile,
+    tasks,
+    cleanup,
+    demo,
+    pause,
+    resume,
+    throttle,
+    trigger,
+    operations,
+):
     reactive.add_command(_command)
 
 

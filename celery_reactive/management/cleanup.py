@@ -158,6 +158,37 @@ def count_purge(
     )
 
 
+def purge_sample(
+    runtime: Runtime,
+    task: str,
+    *,
+    gone: bool = False,
+    left: bool = False,
+    older_than: Duration | None = None,
+    limit: int = 5,
+) -> list[Any]:
+    """Return the document ids of the first *limit* records that `purge` would remove.
+
+    Raises:
+        UnknownTaskError: As `purge`.
+        ConfigurationError: As `purge`.
+        StoreUnavailableError: MongoDB does not answer.
+    """
+    stored, criteria = _asked_for(runtime, task, gone=gone, left=left, older_than=older_than)
+    source, target = runtime.connection.source(stored.task), runtime.connection.records(stored.task)
+    found: list[Any] = []
+    for page, session in _pages(runtime, stored, criteria):
+        if gone or left:
+            orphaned = orphans.find(source, target, stored.task, page, criteria, session=session).as_marked()
+            chosen = [one.doc_id for one in orphaned]
+        else:
+            chosen = [one.doc_id for one in page if one.old and not one.running]
+        found += chosen[: limit - len(found)]
+        if len(found) == limit:
+            break
+    return found
+
+
 def _asked_for(
     runtime: Runtime, name: str, *, gone: bool, left: bool, older_than: Duration | None
 ) -> tuple[_Stored, Criteria]:

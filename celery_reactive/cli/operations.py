@@ -1,0 +1,83 @@
+"""`operations …`: bulk work that goes on, or has ended within the last week."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+from click_didyoumean import DYMGroup
+from rich.markup import escape
+from rich.table import Table
+
+from celery_reactive.cli.output import console_for, counted, json_option, moment, plain_table, to_json
+from celery_reactive.cli.project import open_project
+from celery_reactive.core.record import id_to_text
+from celery_reactive.management.operations import Operation
+
+
+@click.group("operations", cls=DYMGroup)
+def operations() -> None:
+    """See how far bulk retries, discards and purges have come, and cancel them."""
+
+
+@operations.command("list")
+@click.option("--running", is_flag=True, help="Only those that have not ended.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000), help="Show so many at most.")
+@json_option
+@click.pass_context
+def list_(ctx: click.Context, *, running: bool, limit: int, as_json: bool) -> None:
+    """List operations, the newest first."""
+    found = open_project(ctx).operations(running=running, limit=limit)
+    if as_json:
+        click.echo(to_json(found))
+    elif not found:
+        click.echo("no operations")
+    else:
+        console_for(ctx).print(_table(found))
+
+
+@operations.command()
+@click.argument("operation", metavar="ID")
+@json_option
+@click.pass_context
+def show(ctx: click.Context, *, operation: str, as_json: bool) -> None:
+    """Show one operation."""
+    found = open_project(ctx).operation(operation)
+    if as_json:
+        click.echo(to_json(found))
+    else:
+        console_for(ctx).print(_table([found]))
+        if found.error:
+            click.echo(f"\n{found.error}")
+
+
+@operations.command()
+@click.argument("operation", metavar="ID")
+@click.pass_context
+def cancel(ctx: click.Context, *, operation: str) -> None:
+    """Stop an operation; what it has changed stays changed."""
+    handle = open_project(ctx)
+    if handle.cancel_operation(operation):
+        click.echo(f"cancelled after {counted(handle.operation(operation).changed)}")
+    else:
+        click.echo(f"had ended already: {handle.operation(operation).state}")
+
+
+def _table(found: Sequence[Operation]) -> Table:
+    table = plain_table()
+    for column in ("id", "action", "state", "looked at", "changed", "begun", "by", "of"):
+        table.add_column(column, justify="right" if column in {"looked at", "changed"} else "left")
+    for one in found:
+        total = "" if one.total is None else f" of {one.total:,}"
+        state = f"{one.state.value}, waits for a planner" if one.is_stalled else one.state.value
+        table.add_row(
+            one.id,
+            one.action.value,
+            state,
+            f"{one.looked:,}{total}",
+            f"{one.changed:,}",
+            moment(one.created_at),
+            escape(one.by or ""),
+            escape(id_to_text(one.asked)),
+        )
+    return table

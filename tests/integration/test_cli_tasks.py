@@ -1,0 +1,281 @@
+"""The commands that look at records and change them, typed as a user types them, on a real server."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from celery import Celery
+from click.testing import CliRunner, Result
+
+from celery_reactive import Reactive, cli, reactive_task
+from celery_reactive.core.outcome import Exhausted, Failure
+from celery_reactive.core.states import RecordState
+from celery_reactive.management import operations
+from tests.integration.bench import TOOK, Bench, Document
+
+Typed = Callable[..., Result]
+
+
+@pytest.fixture
+def app(mongodb_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    """An app in a module `typed_proj`, whose tasks `sync` and `index` watch orders."""
+    app = Celery("typed_proj", broker="memory://", set_as_current=False)
+    app.conf.reactive_mongodb_url = mongodb_url
+    app.conf.reactive_batch_size = 3
+
+    def handler(ctx: Any) -> None:
+        """Never called here."""
+
+    for name in ("sync", "index"):
+        options: dict[str, Any] = {"filter": {"on": True}, "watch_projection": {"v": 1}, "debounce": 0}
+        reactive_task(collection="orders", task=name, **options)(app.task(handler, name=f"shop.{name}", shared=False))
+    module = types.ModuleType("typed_proj")
+    module.app = app  # type: ignore[attr-defined]  # as the user's module has it
+    monkeypatch.setitem(sys.modules, "typed_proj", module)
+    yield app
+    Reactive.of(app).runtime.connection.close()
+
+
+@pytest.fixture
+def sync(app: Celery) -> Bench:
+    """A workbench for the records of `sync`."""
+    app.finalize()
+    handle = Reactive.of(app)
+    return Bench(handle.runtime.connection, handle.registry.get("sync"))
+
+
+@pytest.fixture
+def typed(sync: Bench) -> Typed:  # noqa: ARG001 -- it makes the collections
+    """Type a command; `answer` is what is typed when it asks."""
+
+    def run(*words: str, answer: str | None = None) -> Result:
+        command = cli._standalone()
+        return CliRunner().invoke(command, ["-A", "typed_proj", *words], input=answer, auto_envvar_prefix="CELERY")
+
+    return run
+
+
+def on(doc_id: Any, **fields: Any) -> Document:
+    """Return a document that matches."""
+    return {"_id": doc_id, "on": True, "v": 1, **fields}
+
+
+def fail(bench: Bench, *doc_ids: Any, message: str = "502 Bad Gateway") -> None:
+    """Let the runs of documents fail for good."""
+    for doc_id in doc_ids:
+        bench.settle(bench.start(on(doc_id)), Exhausted(Failure(message, "HTTPError", "traceback"), TOOK))
+
+
+def of(result: Result) -> Any:
+    """Return the JSON that a command printed."""
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_records_are_listed(typed: Typed, sync: Bench) -> None:
+    """B-51: for people a table, for programs JSON with every field, in pages."""
+    fail(sync, 1, 2)
+    sync.handle(on(3))
+    shown = typed("tasks", "list", "--status", "failed", "--sort", "-attempts").stdout
+    assert "502 Bad Gateway" in shown
+    assert "1-2 of 2" in shown
+    first = of(typed("tasks", "list", "--limit", "2", "--sort", "createdAt", "--json"))
+    assert (len(first["items"]), first["total"]) == (2, 3)
+    rest = of(typed("tasks", "list", "--sort", "createdAt", "--after", first["next"], "--json"))
+    assert [item["source_doc_id"] for item in (*first["items"], *rest["items"])] == [1, 2, 3]
+    assert typed("tasks", "list", "--task", "index").stdout == "no records\n"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--task", "sync"),
+        ("--status", "failed"),
+        ("--status", "failed", "--status", "pending"),
+        ("--doc-id", "1"),
+        ("--collection", "orders"),
+        ("--source", '{"paid": {"$exists": true}}'),
+        ("--error", "Bad"),
+        ("--error", "^502 B[a-z]+", "--regex"),
+        ("--has-error",),
+    ],
+    ids=" ".join,
+)
+def test_each_filter_narrows(typed: Typed, sync: Bench, options: tuple[str, ...]) -> None:
+    """B-51: every filter of the command line chooses what it says."""
+    fail(sync, 1)
+    sync.source.update_one({"_id": 1}, {"$set": {"paid": True}})
+    expected = 2 if options[0] in {"--task", "--collection"} else 1
+    sync.handle(on(2))
+    assert typed("tasks", "count", *options).stdout == f"{expected}\n"
+    assert of(typed("tasks", "count", *options, "--json")) == {"count": expected}
+
+
+@pytest.mark.parametrize(
+    ("doc_id", "written"),
+    [
+        (7, "7"),
+        ("7", '"7"'),
+        ("plain text", "plain text"),
+        (ObjectId("5f0000000000000000000001"), "5f0000000000000000000001"),
+        ("5f0000000000000000000001", '"5f0000000000000000000001"'),
+        (uuid.UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+        (None, "null"),
+        ({"a": 1}, '{"a": 1}'),
+        ("$in", "$in"),
+    ],
+    ids=repr,
+)
+def test_an_id_is_written_as_it_looks(typed: Typed, sync: Bench, doc_id: Any, written: str) -> None:
+    """B-51: on the command line as in the database; nothing is an operator."""
+    sync.handle(on(doc_id))
+    sync.handle(on("another"))
+    record = of(typed("tasks", "show", "sync", written, "--json"))
+    assert record["status"] == "completed"
+    assert "watched values  {" in typed("tasks", "show", "sync", written).stdout
+    assert typed("tasks", "count", "--doc-id", written).stdout == "1\n"
+
+
+def test_an_id_of_no_record_is_told_with_the_other_reading(typed: Typed, sync: Bench) -> None:
+    """B-51: a string that looks like a number is found on the second try."""
+    sync.handle(on("7"))
+    missing = typed("tasks", "show", "sync", "7")
+    assert missing.exit_code == 1
+    assert """for the string write '"7"'""" in missing.stderr
+    assert typed("tasks", "show", "sync", '"7"').exit_code == 0
+    assert typed("tasks", "show", "sync", '{"$oid": 1}').exit_code == 2
+
+
+def test_a_document_is_explained(typed: Typed, sync: Bench) -> None:
+    """B-53: in words, and for programs with codes."""
+    fail(sync, 1)
+    assert "502 Bad Gateway" in typed("tasks", "explain", "sync", "1").stdout
+    found = of(typed("tasks", "explain", "sync", "1", "--json"))
+    assert found["outlook"] == "will_not_run"
+    assert [reason["code"] for reason in found["reasons"]] == ["failed"]
+    assert "for the string write" in typed("tasks", "explain", "sync", "99").stdout
+
+
+@pytest.mark.parametrize(("command", "state"), [("retry", RecordState.PENDING), ("discard", RecordState.COMPLETED)])
+def test_a_bulk_change_shows_what_it_means_and_asks(
+    typed: Typed, sync: Bench, command: str, state: RecordState
+) -> None:
+    """B-52: the count and a sample; no is no, and nothing was begun."""
+    fail(sync, *range(8))
+    refused = typed("tasks", command, "--status", "failed", answer="n\n")
+    assert refused.exit_code == 1
+    assert f"{command.title()} 8 records?" in refused.stderr
+    assert "sync[0]" in refused.stderr
+    assert "and 3 others" in refused.stderr
+    assert sync.records.count_documents({"status": "failed"}) == 8
+    assert of(typed("operations", "list", "--json")) == []
+    assert typed("tasks", command, "--status", "failed", answer="").exit_code == 1
+    done = typed("tasks", command, "--status", "failed", answer="y\n")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("8 records ")
+    assert sync.records.count_documents({"status": state.value}) == 8
+
+
+def test_yes_does_not_ask_and_json_tells_the_operation(typed: Typed, sync: Bench) -> None:
+    """B-52: for scripts."""
+    fail(sync, *range(5))
+    ended = of(typed("tasks", "retry", "--task", "sync", "--error", "Bad", "--limit", "2", "--yes", "--json"))
+    assert (ended["action"], ended["state"], ended["changed"]) == ("retry", "done", 2)
+    assert ended["asked"]["error"] == "Bad"
+
+
+def test_discard_counts_what_it_would_change(typed: Typed, sync: Bench) -> None:
+    """B-52: completed records are none of its business."""
+    sync.handle(on(1))
+    fail(sync, 2)
+    assert "Discard 1 record?" in typed("tasks", "discard", "--task", "sync", answer="n\n").stderr
+    nothing = typed("tasks", "discard", "--status", "completed", answer="")
+    assert (nothing.exit_code, nothing.stdout) == (0, "0 records discarded\n")
+
+
+def test_everything_is_changed_only_where_that_is_said(typed: Typed, sync: Bench) -> None:
+    """B-51: retrying everything needs --all."""
+    fail(sync, 1)
+    refused = typed("tasks", "retry", "--yes")
+    assert refused.exit_code == 2
+    assert "--all" in refused.stderr
+    assert typed("tasks", "retry", "--all", "--yes").stdout == "1 record retried\n"
+
+
+def test_a_purge_shows_what_it_means_and_asks(typed: Typed, sync: Bench) -> None:
+    """B-41: of a declared task only what --gone or --left names."""
+    sync.handle(on(1))
+    sync.leave(1, at=sync.delete(1), gone=True)
+    sync.handle(on(2))
+    assert typed("tasks", "purge", "sync", "--yes").exit_code == 2
+    asked = typed("tasks", "purge", "sync", "--gone", answer="n\n")
+    assert "sync[1]" in asked.stderr
+    assert "Remove 1 record?" in asked.stderr
+    assert typed("tasks", "purge", "sync", "--gone", answer="y\n").stdout == "1 record removed\n"
+    assert of(typed("tasks", "purge", "sync", "--gone", "--older-than", "7d", "--yes", "--json"))["changed"] == 0
+    assert sync.records.count_documents({}) == 1
+
+
+def test_work_left_to_the_planner_is_seen_and_cancelled(typed: Typed, app: Celery, sync: Bench) -> None:
+    """B-52: --background returns at once."""
+    fail(sync, 1)
+    begun = typed("tasks", "retry", "--task", "sync", "--yes", "--background").stdout
+    (listed,) = of(typed("operations", "list", "--running", "--json"))
+    assert listed["id"] in begun
+    assert "waits for a planner" in typed("operations", "show", listed["id"]).stdout
+    assert typed("operations", "cancel", listed["id"]).stdout == "cancelled after 0 records\n"
+    assert typed("operations", "cancel", listed["id"]).stdout == "had ended already: cancelled\n"
+    assert of(typed("operations", "show", listed["id"], "--json"))["state"] == "cancelled"
+    assert operations.resume_stalled(Reactive.of(app).runtime, lambda: False) == 0
+    assert typed("operations", "show", "nothing").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("tasks", "list", "--task", "synk"), "did you mean 'sync'"),
+        (("tasks", "list", "--status", "failt"), "failed"),
+        (("tasks", "list", "--sort", "scheduledAt"), "did you mean 'nextRunAt'"),
+        (("tasks", "list", "--source", "{oops"), "extended JSON"),
+        (("tasks", "list", "--source", "[1]"), "expected a JSON object"),
+        (("tasks", "list", "--error", "(", "--regex"), "regular expression"),
+        (("tasks", "list", "--regex"), "--error"),
+        (("tasks", "list", "--limit", "0"), "--limit"),
+        (("tasks", "list", "--after", "nonsense"), "expected the `next` of a page"),
+        (("tasks", "explain", "synk", "1"), "did you mean 'sync'"),
+        (("pause", "synk"), "did you mean 'sync'"),
+        (("throttle", "sync", "soon"), "soon"),
+        (("throttle", "sync", "2026-01-31T12:00"), "2026-01-31T12:00Z"),
+        (("trigger", "sync", "99"), "no document that matches"),
+        (("tasks", "retri"), "retry"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_is_told_with_the_right_one(typed: Typed, words: tuple[str, ...], said: str) -> None:
+    """Bad input: one message that names the mistake, and no traceback."""
+    ended = typed(*words)
+    assert ended.exit_code in {1, 2}
+    assert said in ended.stderr
+    assert "Traceback" not in ended.output
+
+
+def test_a_task_is_held_back_and_run_by_hand(typed: Typed, app: Celery, sync: Bench) -> None:
+    """B-53: pause, throttle, resume, trigger."""
+    handle = Reactive.of(app)
+    assert typed("pause", "sync").exit_code == 0
+    assert next(one for one in handle.status().tasks if one.task == "sync").paused
+    assert "throttled until" in typed("throttle", "sync", "15m").stdout
+    assert "throttled until 2999-01-01" in typed("throttle", "sync", "2999-01-01T00:00Z").stdout
+    assert typed("resume", "sync").exit_code == 0
+    task = next(one for one in handle.status().tasks if one.task == "sync")
+    assert (task.paused, task.throttled_until) == (False, None)
+    sync.put(on(5))
+    assert typed("trigger", "sync", "5").stdout == "sync[5] runs now\n"
+    assert sync.state(5) is RecordState.PENDING
