@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from celery_reactive.core.limits import Limits
 from celery_reactive.core.record import Due, RecordKey
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreUnavailableError
@@ -27,9 +28,10 @@ from celery_reactive.planner.plan import PlannedTask
 from celery_reactive.planner.publish import BrokerUnavailableError, Message, MessagesRefusedError, Publisher
 from celery_reactive.planner.window import MOST_A_MESSAGE, Window, records_a_message
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import definitions, instances, records
+from celery_reactive.store import definitions, instances, limiters, records
 from celery_reactive.store.definitions import Controls
 from celery_reactive.store.instances import WorkerFacts
+from celery_reactive.store.limiters import Room
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ class _Flow:
         """Under a backlog: what was due before that has been sent, but for what is due again."""
         self.rounds_from_bound = 0
         self.sent_keys: deque[RecordKey] = deque(maxlen=_SAMPLE_SIZE)
+        self.limits = Limits()
+        """In force when it was last looked at."""
         self.run_time: timedelta | None = None
         self.sampled_at = 0.0
 
@@ -143,11 +147,14 @@ class Dispatcher:
             return
         controls = definitions.read_all(self._runtime.connection.globals(), [flow.task.name for flow in flows])
         free = [flow for flow in flows if not self._is_held(flow, controls[flow.task.name])]
+        self._obey(free, controls)
+        left = self._left(free)
+        free = [flow for flow in free if left[flow.task.name] > 0]
         limit = max(_LEAST_ROUND_SIZE, min(_ROUND_SIZE, _ROUNDS_SIZE // max(1, len(free))))
         found: dict[str, list[Due]] = {}
         try:
             for flow in free:
-                found[flow.task.name] = self._find_due(flow, limit=limit)
+                found[flow.task.name] = self._find_due(flow, limit=int(min(limit, left[flow.task.name])))
         finally:
             # What was found goes out although the database went away meanwhile.
             for batch in self._batches(found):
@@ -196,6 +203,34 @@ class Dispatcher:
             return True
         self._filter_complaint.back()
         return held
+
+    def _obey(self, flows: list[_Flow], controls: Mapping[str, Controls]) -> None:
+        """Take over limits and priorities in force, and put the most urgent tasks first (B-58)."""
+        for flow in flows:
+            flow.limits = controls[flow.task.name].limits_of(flow.task)
+            self._publisher.prioritize(flow.task.name, controls[flow.task.name].priority_of(flow.task))
+        flows.sort(key=lambda flow: controls[flow.task.name].priority_of(flow.task), reverse=True)
+
+    def _left(self, flows: Iterable[_Flow]) -> dict[str, float]:
+        """Return how many records of each task its limiter lets be sent; where none, it is looked at again later."""
+        rooms = limiters.room(self._runtime.connection.globals(), {flow.task.name: flow.limits for flow in flows})
+        return {flow.task.name: self._left_of(flow, rooms[flow.task.name]) for flow in flows}
+
+    def _left_of(self, flow: _Flow, room: Room) -> float:
+        if not flow.limits.is_any:
+            return room.records
+        left = room.records - self._in_flight(flow)
+        if left <= 0 and flow.limits.concurrency is not None:
+            # Who waits is woken, so it must look once more after it has said that it waits.
+            room = limiters.await_room(self._runtime.connection.globals(), flow.task.name, flow.limits)
+            left = room.records - self._in_flight(flow)
+        if left <= 0:
+            wait = _HELD_WAIT_SECONDS if room.records else room.seconds
+            flow.look_at = time.monotonic() + min(wait, self._poll_seconds)
+        return left
+
+    def _in_flight(self, flow: _Flow) -> int:
+        return records.count_in_flight(self._runtime.connection.records(flow.task), flow.task.name)
 
     def _find_due(self, flow: _Flow, *, limit: int) -> list[Due]:
         """Return what of a task is due, longest due first."""
@@ -291,8 +326,11 @@ class Dispatcher:
         """Return how many records a message to *task* names; None: that is found by what is due."""
         if self._publisher.has_time_limit(task):
             return 1
-        size = task.chunk or self._runtime.settings.chunk
-        return None if isinstance(size, str) else size
+        size, most = task.chunk or self._runtime.settings.chunk, self._flows[task.name].limits.concurrency
+        if isinstance(size, str):
+            # The records of a message run one after the other, each in a slot of its own.
+            return None if most is None else 1
+        return size if most is None else min(size, most)
 
     def _sample(self, flow: _Flow) -> None:
         """Learn how long runs of a task take from what was sent a moment ago."""

@@ -92,6 +92,12 @@ class Publisher:
         self._app = app
         self._runtime = runtime
         self._line: _Line | None = None
+        self._priorities: dict[str, int] = {}
+        """Those set by hand, as far as they are known."""
+
+    def prioritize(self, task: str, priority: int) -> None:
+        """Give the messages of *task* a priority from now on, whatever is declared (B-58)."""
+        self._priorities[task] = priority
 
     def check(self) -> None:
         """Connect to the broker, to each of several once until one answers.
@@ -240,8 +246,11 @@ class Publisher:
 
     def _usual_priority(self, task: ReactiveTask) -> int | None:
         """Return the option `priority`, None while no task asks for an order: then messages are as in plain Celery."""
-        asked = any(one.priority != DEFAULT_PRIORITY for one in self._runtime.registry)
-        return task.priority if asked else None
+        asked = any(self._priority(one) != DEFAULT_PRIORITY for one in self._runtime.registry)
+        return self._priority(task) if asked else None
+
+    def _priority(self, task: ReactiveTask) -> int:
+        return self._priorities.get(task.name, task.priority)
 
 
 def _in_doubt(posts: Iterable[_Post]) -> list[Message]:

@@ -5,8 +5,9 @@ the slots of workers that have vanished. All by single guarded statements and th
 have been given back counts as used. How a limiter counts, and why it is exact: `pipelines/limiters.py`.
 
 A document: `{_id: {k: "limiter", t: task}, starts: [{since, at, n}], open: [{token, n, by}], slots: [{token, n, at,
-docs}], last}`. `starts` are those that have happened, `open` those granted to claims under way, `slots` the runs under
-way: of the records of `docs`, `n` may run.
+docs}], last, awaited, asked, told}`. `starts` are those that have happened, `open` those granted to claims under way,
+`slots` the runs under way: of the records of `docs`, `n` may run. `awaited`: the planner waits for a slot, `asked`:
+since when.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ Globals = Collection[dict[str, Any]]
 
 CLAIM_WITHIN = timedelta(seconds=10)
 """So long after a slot was granted its record may be claimed; after twice that, a slot without a claim is free."""
-_SLOT_SECONDS = 0.1
-"""Nobody knows when a run ends; whoever waits for it looks again after this."""
+_SLOT_SECONDS = 0.25
+"""Nobody knows when a run ends; whoever waits for it and is not told looks again after this."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,8 +57,6 @@ class Grant:
     """The server's time."""
     wait: timedelta
     """Until more may be expected."""
-    slots_taken: int
-    """By all runs of the task, with these."""
 
     @property
     def claim_until(self) -> datetime:
@@ -100,7 +99,7 @@ def take(globals_: Globals, token: str, keys: Sequence[RecordKey], limits: Limit
     )
     last = limiter["last"]
     room = _room_of(limiter, limits, last["at"])
-    return Grant(int(last["n"]), last["at"], timedelta(seconds=room.seconds), _slots_taken(limiter))
+    return Grant(int(last["n"]), last["at"], timedelta(seconds=room.seconds))
 
 
 @translated
@@ -112,7 +111,7 @@ def keep(globals_: Globals, task: str, token: str, count: int) -> None:
 @translated
 def settle(
     globals_: Globals, task: str, token: str, limits: Limits, *, started: int | None = None, frees: bool = True
-) -> int:
+) -> bool:
     """Note that all starts of a token have happened; those of its starts that did not are given back.
 
     Args:
@@ -124,15 +123,15 @@ def settle(
         frees: Whether the runs are over too, and free their slots.
 
     Returns:
-        How many slots of the task are taken now.
+        Whether slots were freed that the planner waits for; it must be woken.
     """
     limiter = globals_.find_one_and_update(
         {"_id": _id(task)},
         pipelines.settle(token, limits, started=started, frees=frees),
-        projection={"slots.n": 1},
+        projection={"told": 1},
         return_document=ReturnDocument.AFTER,
     )
-    return 0 if limiter is None else _slots_taken(limiter)
+    return frees and limiter is not None and bool(limiter.get("told"))
 
 
 @translated
@@ -154,6 +153,15 @@ def room(globals_: Globals, limits: Mapping[str, Limits]) -> dict[str, Room]:
         task: _room_of(known[task], one, known[task]["now"]) if task in known else _room_of({}, one, None)
         for task, one in limits.items()
     }
+
+
+@translated
+def await_room(globals_: Globals, task: str, limits: Limits) -> Room:
+    """Return what `room` does for one task, and have the planner woken when a slot is freed after that."""
+    limiter = globals_.find_one_and_update(
+        {"_id": _id(task)}, pipelines.await_room(), return_document=ReturnDocument.AFTER
+    )
+    return _room_of({}, limits, None) if limiter is None else _room_of(limiter, limits, limiter["asked"])
 
 
 @translated

@@ -98,7 +98,7 @@ class Permit:
 
     def _tell(self, *, frees: bool) -> None:
         try:
-            taken = limiters.settle(
+            is_awaited = limiters.settle(
                 self._runtime.connection.globals(),
                 self._task,
                 self._token,
@@ -107,15 +107,10 @@ class Permit:
                 frees=frees,
             )
             self._is_told = True
-            if frees and self._are_first_free(taken):
+            if is_awaited:
                 wake(self._runtime.connection.globals())
         except ReactiveError as error:
             self._not_told(error)
-
-    def _are_first_free(self, taken: int) -> bool:
-        """Whether there are slots again where there were none: the planner sends nothing until it is told."""
-        most, freed = self._limits.concurrency, self._claimed or 0
-        return most is not None and taken < most <= taken + freed
 
     def _not_told(self, error: ReactiveError) -> None:
         facts = {"event": "limiter_not_told", "task": self._task}

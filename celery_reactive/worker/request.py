@@ -36,6 +36,7 @@ from celery_reactive.errors import LeaseLostError
 from celery_reactive.events import RunFailed
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import limiters, records
+from celery_reactive.store.wake import wake
 from celery_reactive.worker import monitors
 from celery_reactive.worker.celery_task import ONE_ONLY, REPORT, TOKEN, NothingRunError
 from celery_reactive.worker.finalize import event_of
@@ -365,7 +366,8 @@ class ReactiveRequest(Request):
             others = [run.key for celery_id, run in self._runs.items() if celery_id not in self._ended]
             found = records.states_of(target, others) if others else {}
             self._states = {ids[id_to_text(key.doc_id)]: where for key, where in found}
-            limiters.settle(runtime.connection.globals(), task.name, self._token, Limits())
+            if limiters.settle(runtime.connection.globals(), task.name, self._token, Limits()):
+                wake(runtime.connection.globals())
 
         self._briefly(end)
 

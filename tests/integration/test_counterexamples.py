@@ -297,6 +297,9 @@ class Outbox(Publisher):
         """Take the messages."""
         self._on_publish()
 
+    def prioritize(self, task: str, priority: int) -> None:
+        """Nothing is published in any order here."""
+
     def has_time_limit(self, task: ReactiveTask) -> bool:
         """Return false: nobody's Celery task has one here."""
         return False

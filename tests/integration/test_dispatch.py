@@ -38,6 +38,7 @@ class Outbox(Publisher):
         self.sizes: list[int] = []
         """Records that each message named."""
         self.batches = 0
+        self.priorities: dict[str, int] = {}
         self.failure: Callable[[Sequence[Message]], NotPublishedError] | None = None
         """Makes what is raised, from what was to be published."""
 
@@ -50,6 +51,10 @@ class Outbox(Publisher):
         self.sent += [(message.task.name, one.key.doc_id) for message in published for one in message.due]
         if error.messages:
             raise error
+
+    def prioritize(self, task: str, priority: int) -> None:
+        """Note the priority."""
+        self.priorities[task] = priority
 
     def check(self) -> None:
         """Find the broker there."""

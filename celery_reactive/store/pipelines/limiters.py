@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import Any
 
 from celery_reactive.core.limits import Limits
-from celery_reactive.store.pipelines.expressions import NOW, Expression, Stage, if_, literal, milliseconds
+from celery_reactive.store.pipelines.expressions import NOW, REMOVE, Expression, Stage, if_, literal, milliseconds
 
 _PARTS = 32
 """Starts closer to each other than this part of the period may be kept as one moment."""
@@ -66,7 +66,7 @@ def settle(token: str, limits: Limits, *, started: int | None, frees: bool, now:
         token: Of the claims.
         limits: Under which it was granted.
         started: How many starts there were; None: as many as were granted.
-        frees: Whether its runs are over too.
+        frees: Whether its runs are over too; `told` says then whether the planner waits for that.
         now: The server's time.
     """
     mine = {"$first": {"$filter": {"input": "$open", "cond": _is_of(token)}}}
@@ -74,13 +74,18 @@ def settle(token: str, limits: Limits, *, started: int | None, frees: bool, now:
     if started is not None:
         count = {"$min": [count, started]}
     at = {"$min": ["$mine.by", now]}
-    freed = {"slots": _others("$slots", token)} if frees else {}
+    freed = {"slots": _others("$slots", token), "told": {"$eq": ["$awaited", True]}, "awaited": REMOVE} if frees else {}
     return [
         {"$set": {"mine": mine}},
         {"$set": {"starts": if_({"$gt": [count, 0]}, _noted(count, at, limits, now), "$starts")}},
         {"$set": {"open": _others("$open", token), **freed}},
         {"$unset": "mine"},
     ]
+
+
+def await_room(*, now: Expression = NOW) -> list[Stage]:
+    """Return the pipeline that asks whoever frees a slot next to tell the planner."""
+    return [{"$set": {"awaited": True, "asked": now}}]
 
 
 def _start_within(limits: Limits) -> timedelta:
