@@ -95,7 +95,7 @@ def test_purging_shows_the_count_and_asks(shop: Project) -> None:
     assert "expected a timedelta" in wrong.stderr
     unsure = reactive(shop, "tasks", "purge", "report", "--gone", said="n\n")
     assert unsure.returncode == 1
-    assert "Remove 2 records of report?" in unsure.stdout
+    assert "Remove 2 records?" in unsure.stderr
     assert count(shop, "report") == 5
     assert "0 records removed" in reactive(shop, "tasks", "purge", "report", "--gone", "--older-than", "1d").stdout
     assert "2 records removed" in reactive(shop, "tasks", "purge", "report", "--gone", said="y\n").stdout
