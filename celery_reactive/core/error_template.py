@@ -1,0 +1,35 @@
+"""The form of an error message: what stays of it when ids and numbers are taken out.
+
+Called by management to group errors, and to find the records of one group again. A template finds every message that
+it was made of; nothing in a message is taken for a pattern.
+"""
+
+from __future__ import annotations
+
+import re
+
+LONGEST = 300
+"""Characters of a message that count."""
+
+ID = "⟨id⟩"
+NUMBER = "⟨n⟩"
+
+_ID = r"(?:[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}|0x[0-9A-Fa-f]+|[0-9A-Fa-f]{12,})"
+_NUMBER = r"[0-9]+(?:[.,:][0-9]+)*"
+_VARIABLE = re.compile(rf"(?<![0-9A-Za-z])(?:(?P<id>{_ID})(?![0-9A-Za-z])|(?P<number>{_NUMBER}))")
+_PLACE = re.compile(f"({ID}|{NUMBER})")
+_FINDS = {ID: rf"(?:{_ID}|{ID})", NUMBER: rf"(?:{_NUMBER}|{NUMBER})"}
+
+
+def template_of(message: str) -> str:
+    """Return *message* with ids and numbers replaced; of a long one, its beginning in whole words."""
+    text = message[:LONGEST]
+    if len(message) >= LONGEST:
+        text = text.rpartition(" ")[0] or text
+    return _VARIABLE.sub(lambda found: ID if found["id"] else NUMBER, text)
+
+
+def pattern_of(template: str) -> str:
+    """Return the regular expression that finds the messages of *template*, for Python and for MongoDB."""
+    parts = _PLACE.split(template)
+    return "^" + "".join(_FINDS.get(part) or re.escape(part) for part in parts)

@@ -1,0 +1,73 @@
+"""Puts the dashboard together: guard, pages, API, static files, answers to failures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from celery_reactive.dashboard.access import Access, RefusedError
+from celery_reactive.dashboard.api import Api
+from celery_reactive.dashboard.guard import Guard
+from celery_reactive.dashboard.options import Options
+from celery_reactive.dashboard.pages import Pages
+from celery_reactive.dashboard.site import HERE, Site, Source, refused_by
+from celery_reactive.errors import ReactiveError
+
+logger = logging.getLogger(__name__)
+
+
+def make_application(source: Source, options: Mapping[str, Any]) -> ASGIApp:
+    """Return the dashboard as an ASGI application.
+
+    Args:
+        source: Where it finds what it shows; asked at the first request.
+        options: As `Options` lists them.
+
+    Raises:
+        ConfigurationError: An option is wrong.
+    """
+    checked = Options.read(options)
+    site = Site(source, checked)
+    access = Access(
+        users=checked.users,
+        tokens=checked.tokens,
+        authorize=checked.authorize,
+        read_only=checked.read_only,
+    )
+    static = Mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    inner = Starlette(
+        routes=[*Pages(site).routes, *Api(site).routes, static],
+        exception_handlers=_answers(site),
+    )
+    return Guard(inner, access, site.refusal)
+
+
+def _answers(site: Site) -> dict[Any, Any]:
+    """Return how each kind of failure is answered."""
+
+    def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RefusedError)  # noqa: S101 -- registered so below
+        return site.refusal(request, error)
+
+    def failed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ReactiveError)  # noqa: S101 -- registered so below
+        logger.warning("the dashboard could not answer", extra={"path": request.url.path, "error": str(error)})
+        return site.refusal(request, refused_by(error))
+
+    def not_there(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 -- registered so below
+        return site.refusal(request, RefusedError(error.status_code, error.detail, error.headers))
+
+    def broken(request: Request, _: Exception) -> Response:
+        return site.refusal(request, RefusedError(500, "the dashboard failed; the server's log says how"))
+
+    return {RefusedError: refused, ReactiveError: failed, HTTPException: not_there, Exception: broken}

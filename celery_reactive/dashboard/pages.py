@@ -1,0 +1,225 @@
+"""The pages, for people. Each reads what it shows by calls of management, and leaves the look to its template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from celery_reactive.core.doc_id import other_reading
+from celery_reactive.core.record import RecordKey, id_to_text
+from celery_reactive.core.states import RecordState
+from celery_reactive.core.suggest import did_you_mean, listed
+from celery_reactive.dashboard import actions, plain, selecting
+from celery_reactive.dashboard.access import Action, RefusedError
+from celery_reactive.dashboard.parameters import Parameters, doc_id_of, required
+from celery_reactive.dashboard.selecting import FILTERS, PAGING, Listing, Target
+from celery_reactive.dashboard.site import Site, body_of, path_of, permission_of
+from celery_reactive.errors import StatementFailedError
+from celery_reactive.management import listing
+from celery_reactive.management.error_groups import MOST_RECORDS, group_errors
+from celery_reactive.management.explain import explain
+from celery_reactive.management.status import read_planning_failures
+from celery_reactive.store import activity, definitions, instances, queries
+
+SPANS = {
+    "15m": timedelta(minutes=15),
+    "1h": timedelta(hours=1),
+    "6h": timedelta(hours=6),
+    "24h": timedelta(hours=24),
+}
+"""How far back charts may go."""
+DEFAULT_SPAN = "1h"
+_MOST_CHARACTERS = 20_000
+"""Of a snapshot shown."""
+_MOST_CHANGES = 100
+_MOST_FAILURES = 100
+
+
+class Pages:
+    """The endpoints of pages."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    @property
+    def routes(self) -> list[Route]:
+        """Where each page is."""
+        return [
+            Route("/", self.overview),
+            Route("/records", self.records),
+            Route("/record", self.record),
+            Route("/errors", self.errors),
+            Route("/planner", self.planner),
+            Route("/find", self.find),
+            Route("/confirm/{action}", self.confirm),
+            Route("/actions/{action}", self.act, methods=["POST"]),
+        ]
+
+    def overview(self, request: Request) -> Response:
+        """Show all tasks: what waits, runs and has failed, and charts of what was run lately."""
+        asked = Parameters.of_query(request.scope["query_string"], ("span", "task"), drop_empty=True)
+        span, task = asked.text("span") or DEFAULT_SPAN, asked.text("task")
+        if span not in SPANS:
+            raise RefusedError(400, f"span: expected one of {listed(SPANS)}{did_you_mean(span, SPANS)}")
+        if task is not None:
+            self._site.runtime.registry.get(task)
+        return self._page(request, "overview.html", status=self._site.status(), span=span, spans=SPANS, task=task)
+
+    def records(self, request: Request) -> Response:
+        """List records; every filter stands in the URL."""
+        asked = Parameters.of_query(request.scope["query_string"], (*FILTERS, *PAGING), drop_empty=True)
+        page = Listing.read(asked)
+        meant = page.filters.meant()
+        found = listing.get_tasks(
+            self._site.runtime, meant, limit=page.limit, skip=page.skip, after=page.after, sort=page.order
+        )
+        return self._page(
+            request,
+            "records.html",
+            listing=page,
+            found=found,
+            states=list(RecordState),
+            tasks=sorted(task.name for task in self._site.runtime.registry),
+            total=self._total(),
+            sortable=listing.SORTABLE,
+            limits=(25, 50, 100, selecting.MOST_LIMIT),
+        )
+
+    def _total(self) -> int:
+        """Return how many records there are altogether."""
+        return sum(sum(task.counts.values()) for task in self._site.status().tasks)
+
+    def record(self, request: Request) -> Response:
+        """Show one record: why it runs or not, what it saw, what has changed since, what became of it."""
+        asked = Parameters.of_query(request.scope["query_string"], ("task", "doc_id"))
+        runtime = self._site.runtime
+        task = runtime.registry.get(required(asked, "task"))
+        doc_id = doc_id_of(required(asked, "doc_id"))
+        explanation = explain(runtime, task.name, doc_id, queue=self._site.source.queue_of(task))
+        record = explanation.record
+        return self._page(
+            request,
+            "record.html",
+            task=task,
+            key=RecordKey(task.name, doc_id),
+            explanation=explanation,
+            record=record,
+            snapshot=None if record is None else self._shown(record.last_observed_values),
+            changes=None if record is None else self._changes(task.name, doc_id, record.last_observed_values),
+            history=[] if record is None else list(reversed(record.execution_history)),
+            most_changes=_MOST_CHANGES,
+        )
+
+    def _shown(self, values: Any) -> tuple[str, int]:
+        """Return the beginning of values as JSON, and how many characters there are in all."""
+        text = json.dumps(plain.user_value(self._site.redaction.value(values)), indent=2, ensure_ascii=False)
+        return text[:_MOST_CHARACTERS], len(text)
+
+    def _changes(self, name: str, doc_id: Any, seen: Any) -> list[tuple[str, str, str]] | None:
+        """Return the watched paths whose values are others in the document now, None if there is no document."""
+        runtime = self._site.runtime
+        task = runtime.registry.get(name)
+        stored = definitions.read(runtime.connection.globals(), name).applied_to(task)
+        try:
+            values = activity.watched_values(runtime.connection.source(task), stored.projection, doc_id)
+        except StatementFailedError:
+            # The explanation says what of the definition fails on the document.
+            return []
+        if values is None:
+            return None
+        redacted = self._site.redaction.value
+        before, after = dict(_paths(redacted(seen))), dict(_paths(redacted(values)))
+        different = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+        return [(path, before.get(path, ""), after.get(path, "")) for path in different[:_MOST_CHANGES]]
+
+    def errors(self, request: Request) -> Response:
+        """Show errors in groups: what says the same but for ids and numbers."""
+        asked = Parameters.of_query(request.scope["query_string"], ("task",), drop_empty=True)
+        task = asked.text("task")
+        runtime = self._site.runtime
+        found = self._site.recent.get(("errors", task), lambda: group_errors(runtime, task=task))
+        tasks = sorted(each.name for each in runtime.registry)
+        return self._page(request, "errors.html", found=found, task=task, tasks=tasks, most=MOST_RECORDS)
+
+    def planner(self, request: Request) -> Response:
+        """Show who leads, how far the changes are planned, what is under way, and what could not be planned."""
+        Parameters.of_query(request.scope["query_string"], ())
+        runtime = self._site.runtime
+        return self._page(
+            request,
+            "planner.html",
+            status=self._site.status(),
+            failures=read_planning_failures(runtime, limit=_MOST_FAILURES),
+            instances=instances.read(runtime.connection.globals()),
+        )
+
+    def find(self, request: Request) -> Response:
+        """Lead from what was typed into the search field to the records of that document."""
+        asked = Parameters.of_query(request.scope["query_string"], ("doc_id",), drop_empty=True)
+        text = asked.text("doc_id")
+        if text is None:
+            return RedirectResponse(path_of(request, "/records"), 303)
+        doc_id = doc_id_of(text)
+        other = other_reading(doc_id)
+        if other is not None and not listing.count_tasks(self._site.runtime, {"doc_id": doc_id}):
+            as_text = doc_id_of(other)
+            if listing.count_tasks(self._site.runtime, {"doc_id": as_text}):
+                doc_id = as_text
+        return RedirectResponse(path_of(request, "/records", doc_id=id_to_text(doc_id)), 303)
+
+    def confirm(self, request: Request) -> Response:
+        """Show what an action would do, and ask."""
+        action = _action_of(request)
+        actions.refuse_without(permission_of(request), action)
+        asked = Parameters.of_query(request.scope["query_string"], actions.fields_of(action), drop_empty=True)
+        if action in actions.BULK:
+            target = Target.read(asked)
+            preview = actions.preview(self._site.runtime, target)
+            return self._page(request, "confirm.html", action=action, fields=target.pairs(), preview=preview)
+        task = self._site.runtime.registry.get(required(asked, "task")).name
+        fields = [("task", task)]
+        if action is Action.TRIGGER and (doc_id := asked.text("doc_id")) is not None:
+            fields.append(("doc_id", id_to_text(doc_id_of(doc_id))))
+        return self._page(request, "confirm.html", action=action, fields=fields, preview=None, task=task)
+
+    def act(self, request: Request) -> Response:
+        """Do what was confirmed."""
+        action = _action_of(request)
+        actions.refuse_without(permission_of(request), action)
+        fields = Parameters.of_query(body_of(request), actions.fields_of(action), drop_empty=True)
+        done = actions.perform(self._site.runtime, action, fields)
+        self._site.recent.forget()
+        return self._page(request, "done.html", done=done)
+
+    def _page(self, request: Request, template: str, **context: Any) -> Response:
+        """Return a page that knows the server's time."""
+        now = queries.server_time(self._site.runtime.connection.globals())
+        return self._site.page(request, template, now=now, **context)
+
+
+def _action_of(request: Request) -> Action:
+    name = request.path_params["action"]
+    try:
+        return Action(name)
+    except ValueError:
+        raise RefusedError(404, f"expected one of {listed(Action)}{did_you_mean(name, Action)}") from None
+
+
+def _paths(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the path of each value inside *values* that holds no others, and the value as text."""
+    inner: Mapping[str, Any] | None = None
+    match values:
+        case Mapping() if values:
+            inner = values
+        case list() if values:
+            inner = {str(number): value for number, value in enumerate(values)}
+        case _:
+            yield path or "(whole)", id_to_text(values)
+    for name, value in (inner or {}).items():
+        yield from _paths(value, f"{path}.{name}" if path else name)

@@ -1,0 +1,141 @@
+"""What all answers of one dashboard share: the app's parts, options, templates, and how a failure is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import jinja2
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from celery_reactive.core.record import id_to_text
+from celery_reactive.core.task import ReactiveTask
+from celery_reactive.dashboard import wording
+from celery_reactive.dashboard.access import Action, Permission, RefusedError
+from celery_reactive.dashboard.guard import BODY, PERMISSION, is_api
+from celery_reactive.dashboard.options import Options
+from celery_reactive.dashboard.recent import Recent
+from celery_reactive.dashboard.redaction import Redaction
+from celery_reactive.dashboard.selecting import key_text
+from celery_reactive.errors import (
+    ConfigurationError,
+    ReactiveError,
+    StatementFailedError,
+    StoreBusyError,
+    StoreUnavailableError,
+    UnknownTaskError,
+)
+from celery_reactive.management.status import Status, read_status
+from celery_reactive.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+_RETRY_AFTER = {"retry-after": "5"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """Where a dashboard finds what it shows; asked at each request, so that it can be made before the app's tasks."""
+
+    runtime: Callable[[], Runtime]
+    queue_of: Callable[[ReactiveTask], str | None]
+    """Returns the queue that a task's messages go to; None where only the message would tell."""
+
+
+class Site:
+    """What the answers of one dashboard share."""
+
+    def __init__(self, source: Source, options: Options) -> None:
+        self.source = source
+        self.options = options
+        self.redaction = Redaction(options.redact)
+        self.recent = Recent()
+        self._templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(HERE / "templates"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.globals.update(options=options, wording=wording, id_to_text=id_to_text, key_text=key_text)
+        self._templates.filters["redacted"] = self.redaction.text
+
+    @property
+    def runtime(self) -> Runtime:
+        """The app's parts.
+
+        Raises:
+            RefusedError: The app's settings or tasks are wrong; the log says how.
+        """
+        try:
+            return self.source.runtime()
+        except ConfigurationError as error:
+            logger.exception("the dashboard cannot be served, the app is not fit")
+            raise RefusedError(503, "the app's settings or tasks are wrong; the server's log says how") from error
+
+    def status(self) -> Status:
+        """Return the state of the system, as it was a moment ago."""
+        return self.recent.get("status", lambda: read_status(self.runtime, group=self.options.group))
+
+    def page(self, request: Request, template: str, *, code: int = 200, **context: Any) -> Response:
+        """Return a page; of one that is shown inside of another only that part."""
+        permission: Permission = request.scope.get(PERMISSION, frozenset())
+        known = {
+            "request": request,
+            "path": lambda path, **query: path_of(request, path, **query),
+            "here": request.url.path,
+            "query": request.url.query,
+            "may": lambda action: Action(action) in permission,
+            "is_read_only": not permission,
+            "is_part": "hx-request" in request.headers and "hx-boosted" not in request.headers,
+        }
+        return HTMLResponse(self._templates.get_template(template).render(**known, **context), code)
+
+    def refusal(self, request: Request, refused: RefusedError) -> Response:
+        """Return the answer to a request that is refused."""
+        if is_api(request):
+            return JSONResponse({"reason": refused.reason}, refused.status, refused.headers)
+        answer = self.page(request, "refused.html", code=refused.status, refused=refused)
+        answer.headers.update(refused.headers)
+        return answer
+
+
+def path_of(request: Request, path: str, **query: Any) -> str:
+    """Return the address of a page of this dashboard, wherever it is mounted; what is None is left out of *query*."""
+    pairs = [(name, value) for name, value in query.items() if value is not None]
+    root = request.scope.get("root_path", "").rstrip("/")
+    return f"{root}{path}" + (f"?{urlencode(pairs, doseq=True)}" if pairs else "")
+
+
+def permission_of(request: Request) -> Permission:
+    """Return what the guard found that *request* may do."""
+    permission: Permission = request.scope[PERMISSION]
+    return permission
+
+
+def body_of(request: Request) -> bytes:
+    """Return the body that the guard has read."""
+    body: bytes = request.scope[BODY]
+    return body
+
+
+def refused_by(error: ReactiveError) -> RefusedError:
+    """Return how a failure of management is told to whoever asked."""
+    match error:
+        case UnknownTaskError():
+            return RefusedError(404, str(error))
+        case StoreBusyError():
+            return RefusedError(503, "not found within the time limit; narrow the filters", _RETRY_AFTER)
+        case StoreUnavailableError():
+            # Its message names hosts, which are nobody's business here.
+            return RefusedError(503, "MongoDB does not answer; the server's log says more", _RETRY_AFTER)
+        case ConfigurationError() | StatementFailedError():
+            return RefusedError(400, str(error))
+        case _:
+            return RefusedError(409, str(error))

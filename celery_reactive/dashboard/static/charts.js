@@ -1,0 +1,71 @@
+// Draws what was run lately: ended runs as areas, waits and durations as lines.
+"use strict";
+(function () {
+  const place = document.getElementById("charts");
+  if (!place || typeof uPlot === "undefined") return;
+  let plots = [];
+  let last = null;
+
+  function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
+  function length(seconds) {
+    if (seconds === null || seconds === undefined) return "–";
+    if (seconds < 1) return Math.round(seconds * 1000) + " ms";
+    if (seconds < 120) return (Math.round(seconds * 10) / 10) + " s";
+    return seconds < 7200 ? Math.round(seconds / 60) + " min" : Math.round(seconds / 3600) + " h";
+  }
+  function axes(format) {
+    const line = { stroke: colour("--line"), width: 1 };
+    const axis = { stroke: colour("--quiet"), grid: line, ticks: line, font: "11px system-ui, sans-serif" };
+    return [Object.assign({}, axis), Object.assign({ size: 56, values: function (plot, values) { return values.map(format); } }, axis)];
+  }
+  function series(label, name, format, more) {
+    return Object.assign({ label: label, stroke: colour(name), width: 1.5, points: { show: false }, value: function (plot, value) { return value === null || value === undefined ? "–" : format(value); } }, more);
+  }
+  function draw(id, data, lines, format, range) {
+    const target = document.getElementById(id);
+    const options = {
+      width: target.clientWidth, height: 190, series: [{ value: function (plot, value) { return value ? new Date(value * 1000).toLocaleTimeString() : "–"; } }].concat(lines),
+      axes: axes(format), scales: { y: { range: range } }, legend: { live: true }, cursor: { y: false, drag: { setScale: false } },
+    };
+    target.replaceChildren();
+    plots.push(new uPlot(options, data, target));
+  }
+  function fromZero(least) { return function (plot, low, high) { return [0, Math.max(high || 0, least) * 1.1]; }; }
+  function count(value) { return String(Math.round(value * 100) / 100); }
+
+  function show(found) {
+    last = found;
+    for (const plot of plots) plot.destroy();
+    plots = [];
+    const steps = found.steps;
+    const at = steps.map(function (step) { return Date.parse(step.at) / 1000; });
+    function column(name) { return steps.map(function (step) { return step[name]; }); }
+    const bars = uPlot.paths.bars({ size: [0.8, 24], align: 1 });
+    const both = steps.map(function (step) { return step.completed + step.failed; });
+    draw("chart-runs", [at, both, column("failed")], [
+      series("ended", "--good", count, { fill: colour("--good"), paths: bars, width: 0 }),
+      series("failed", "--bad", count, { fill: colour("--bad"), paths: bars, width: 0 }),
+    ], count, fromZero(4));
+    draw("chart-times", [at, column("wait_p95_seconds"), column("wait_p50_seconds"), column("duration_p95_seconds"), column("duration_p50_seconds")], [
+      series("wait p95", "--held", length, { dash: [4, 3] }),
+      series("wait p50", "--held", length),
+      series("took p95", "--run", length, { dash: [4, 3] }),
+      series("took p50", "--run", length),
+    ], length, fromZero(0.02));
+    const failed = steps.reduce(function (sum, step) { return sum + step.failed; }, 0);
+    document.getElementById("runs-note").textContent = "per " + length(found.step_seconds) + "; " + found.runs.toLocaleString() + " in all, " + failed.toLocaleString() + " failed";
+    document.getElementById("times-note").textContent = "p50 and p95";
+    document.getElementById("charts-cover").textContent = "Covers the last run of each record" + (found.is_cut ? ", of the newest " + found.runs.toLocaleString() + " only; earlier ones are missing." : ".");
+  }
+  function load() {
+    fetch(place.dataset.source, { headers: { accept: "application/json" } })
+      .then(function (answer) { return answer.ok ? answer.json() : answer.json().then(function (why) { throw new Error(why.reason); }); })
+      .then(show)
+      .catch(function (error) { document.getElementById("charts-cover").textContent = "No charts: " + error.message; });
+  }
+  document.addEventListener("reactive:update", load);
+  document.addEventListener("reactive:theme", function () { if (last) show(last); });
+  let waiting = 0;
+  window.addEventListener("resize", function () { clearTimeout(waiting); waiting = setTimeout(function () { if (last) show(last); }, 150); });
+  load();
+})();
