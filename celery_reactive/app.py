@@ -5,20 +5,22 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import EllipsisType
-from typing import Any, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 from celery import Celery, Task, _state, shared_task
 from celery.local import PromiseProxy, Proxy
+from celery.signals import worker_process_shutdown
 from kombu.utils.imports import symbol_by_name
+from prometheus_client import CollectorRegistry
 
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.duration import Duration
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.suggest import shown
-from celery_reactive.core.task import ReactiveTask
-from celery_reactive.errors import ConfigurationError
+from celery_reactive.core.task import DEFAULT_GROUP, ReactiveTask
+from celery_reactive.errors import ConfigurationError, ReactiveError
 from celery_reactive.events import Event
 from celery_reactive.management import by_hand, cleanup, controls, listing, operations, reconciling
 from celery_reactive.management import explain as explaining
@@ -27,10 +29,15 @@ from celery_reactive.management.listing import Page
 from celery_reactive.management.operations import Action, Operation
 from celery_reactive.management.selection import TaskFilters
 from celery_reactive.management.status import Status, read_planning_failures, read_status
+from celery_reactive.metrics.expose import CONTENT_TYPE
+from celery_reactive.metrics.system import Metrics
+from celery_reactive.metrics.worker import WorkerMetrics
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
 from celery_reactive.signals import SIGNALS
+from celery_reactive.store import queries
 from celery_reactive.store.connection import Connection
+from celery_reactive.store.errors import time_limit
 from celery_reactive.store.unplanned import Unplanned
 from celery_reactive.worker.celery_task import ReactiveMixin
 from celery_reactive.worker.presence import Presence
@@ -38,6 +45,7 @@ from celery_reactive.worker.presence import Presence
 _HANDLE = "_celery_reactive"
 _OPERATIONS_SECONDS = 1.0
 """How often a leader looks for bulk work that nobody runs: one small query."""
+_READY_WITHIN = timedelta(seconds=2)
 
 
 def reactive_task(*arguments: Any, **options: Any) -> Callable[[Any], Any]:
@@ -241,6 +249,9 @@ class Reactive:
     `Reactive.of(app)` returns the one handle of an app; two apps in one process share nothing.
     """
 
+    METRICS_CONTENT_TYPE: ClassVar[str] = CONTENT_TYPE
+    """The content type of what `metrics` returns."""
+
     def __new__(cls, app: Celery) -> Self:
         """Return the handle of *app*, made at the first call."""
         known: Self | None = app.__dict__.get(_HANDLE)
@@ -259,7 +270,11 @@ class Reactive:
         self._registry = Registry()
         self._refused: ConfigurationError | None = None
         self._imported_all = False
+        self._metrics: Metrics | None = None
         app.steps["consumer"].add(Presence)
+        app.steps["consumer"].add(
+            type("WorkerMetrics", (WorkerMetrics,), {"parts": staticmethod(self._worker_metrics)})
+        )
 
     @classmethod
     def of(cls, app: Celery) -> Reactive:
@@ -300,14 +315,35 @@ class Reactive:
             _refuse_tasks_around(self._app.tasks.values())
         conf = self._app.conf
         settings = Settings.load(conf.get, conf, namespace=self._app.namespace)
+        connection = Connection(settings)
+        self._metrics = Metrics(settings, self._registry, connection, queue_of=self._queue_of)
+        # A pool process; of other processes whoever runs them says when they end.
+        worker_process_shutdown.connect(self._finish_metrics, weak=False)
         return Runtime(
             settings=settings,
             registry=self._registry,
-            connection=Connection(settings),
-            listeners=(self._send_signal,),
+            connection=connection,
+            listeners=(*self._metrics.listeners, self._send_signal),
             task_caller=_imported("reactive_task_caller", settings.task_caller),
             task_filter=_imported("reactive_task_filter", settings.task_filter),
         )
+
+    def _counting(self) -> Metrics:
+        """Return the metrics' parts, made with the runtime; raises what `runtime` does."""
+        _ = self.runtime
+        assert self._metrics is not None  # noqa: S101 -- see `_make_runtime`
+        return self._metrics
+
+    def _worker_metrics(self) -> Metrics | None:
+        return self._counting() if len(self._registry) else None
+
+    def _finish_metrics(self, **_facts: Any) -> None:
+        self._counting().finish()
+
+    def _queue_of(self, task: ReactiveTask) -> str:
+        from celery_reactive.planner.publish import Publisher  # noqa: PLC0415 -- workers need no planner
+
+        return Publisher(self._app, self.runtime).queue_name(task) or ""
 
     def _send_signal(self, event: Event) -> None:
         signal = SIGNALS[event.code]
@@ -336,8 +372,50 @@ class Reactive:
             raise ConfigurationError("task_always_eager", [problem])
         runtime = self.runtime
         publisher, ends = Publisher(self._app, runtime), stop or threading.Event()
+        metrics = self._counting()
         duties = [process.Duty("operations", lambda _, ended: _go_on_with_operations(runtime, ended))]
-        process.run(runtime, publisher, ends, group=group, duties=duties)
+        if metrics.enabled:
+            duties.append(process.Duty("metrics", lambda term, ended: metrics.chores(group, term, ended)))
+        try:
+            process.run(runtime, publisher, ends, group=group, duties=duties)
+        finally:
+            metrics.finish()
+
+    # --- metrics ---------------------------------------------------------------------------------
+
+    def metrics(self) -> bytes:
+        """Return the metrics in Prometheus' text format, for a route of your own (B-55).
+
+        In `cluster` mode those of the whole system, in `local` mode those of this process.
+
+        Raises:
+            ConfigurationError: `reactive_metrics_enabled` is off.
+            StoreUnavailableError: MongoDB does not answer: answer 503, so that Prometheus knows.
+        """
+        self._knowing_all_tasks()
+        return self._counting().exposition.text()
+
+    def metrics_registry(self) -> CollectorRegistry:
+        """Return a registry of `prometheus_client` that holds the metrics, to expose beside others.
+
+        Where MongoDB does not answer its series are missing, and the others are not.
+
+        Raises:
+            ConfigurationError: `reactive_metrics_enabled` is off.
+        """
+        self._knowing_all_tasks()
+        return self._counting().registry()
+
+    def is_planner_ready(self, group: str = DEFAULT_GROUP) -> bool:
+        """Whether a planner of *group* runs in this process and its database answers: it leads, or stands by."""
+        if group not in self._counting().standing.groups:
+            return False
+        try:
+            with time_limit(_READY_WITHIN):
+                queries.server_time(self.runtime.connection.globals())
+        except ReactiveError:
+            return False
+        return True
 
     # --- management ------------------------------------------------------------------------------
 
@@ -690,6 +768,42 @@ class Reactive:
         """
         return read_status(self._knowing_all_tasks(), group=group)
 
+    def dashboard(self, **options: Any) -> Any:
+        """Return the web dashboard as an ASGI application, to be served or mounted in another.
+
+        It may be made before the app's tasks are imported. Without `users`, `tokens` or `authorize` it answers only
+        requests that come from this machine, at `localhost`.
+
+        Args:
+            options: `users` (passwords by name), `tokens` (of bearers), `authorize` (called with each request, returns
+                `"all"`, `"read-only"`, names of actions, or None), `read_only`, `redact` (names of fields),
+                `flower_url`, `title`, `group`, `refresh_seconds`.
+
+        Raises:
+            ConfigurationError: An option is wrong, or the extra `dashboard` is not installed.
+        """
+        try:
+            from celery_reactive.dashboard.application import make_application  # noqa: PLC0415 -- an extra
+            from celery_reactive.dashboard.site import Source  # noqa: PLC0415 -- an extra
+        except ModuleNotFoundError as error:
+            raise _extra_missing(error) from error
+        return make_application(Source(self._knowing_all_tasks, self._queue_of), options)
+
+    def dashboard_wsgi(self, **options: Any) -> Any:
+        """Return the web dashboard as a WSGI application, for Django, Flask and the like.
+
+        Args:
+            options: As for `dashboard`.
+
+        Raises:
+            ConfigurationError: An option is wrong, or the extra `dashboard` is not installed.
+        """
+        try:
+            from a2wsgi import ASGIMiddleware  # noqa: PLC0415 -- an extra
+        except ModuleNotFoundError as error:
+            raise _extra_missing(error) from error
+        return ASGIMiddleware(self.dashboard(**options))
+
 
 def _go_on_with_operations(runtime: Runtime, ended: threading.Event) -> Callable[[], None]:
     """Return the step of a leader that goes on with bulk work that nobody runs."""
@@ -699,6 +813,11 @@ def _go_on_with_operations(runtime: Runtime, ended: threading.Event) -> Callable
             operations.resume_stalled(runtime, ended.is_set)
 
     return step
+
+
+def _extra_missing(error: ModuleNotFoundError) -> ConfigurationError:
+    problem = f"expected the extra of this name, {error.name} is missing: pip install 'celery-reactive[dashboard]'"
+    return ConfigurationError("dashboard", [problem])
 
 
 def _imported(key: str, named: Any) -> Any:
