@@ -25,9 +25,11 @@ from celery_reactive.errors import (
     UnknownTaskError,
 )
 from celery_reactive.management.listing import Page, TaskRecord
+from celery_reactive.metrics.expose import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from celery_reactive.worker.context import TaskContext
 
 __all__ = [
+    "METRICS_CONTENT_TYPE",
     "CleanupPolicy",
     "ConfigurationError",
     "Evolution",

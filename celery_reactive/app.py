@@ -340,11 +340,6 @@ class Reactive:
     def _finish_metrics(self, **_facts: Any) -> None:
         self._counting().finish()
 
-    def _queue_of(self, task: ReactiveTask) -> str:
-        from celery_reactive.planner.publish import Publisher  # noqa: PLC0415 -- workers need no planner
-
-        return Publisher(self._app, self.runtime).queue_name(task) or ""
-
     def _send_signal(self, event: Event) -> None:
         signal = SIGNALS[event.code]
         if signal.receivers:

@@ -59,15 +59,18 @@ class Settings:
     task_filter: Callable[..., Any] | str | None = None
     """Holds a task's records back while it returns false (B-37)."""
     metrics_enabled: bool = True
-    """Whether this process counts for Prometheus."""
+    """Whether this process counts for Prometheus, and answers it."""
     metrics_scrape_mode: str = "cluster"
-    """`cluster`: any planner answers for all; `local`: each process for itself."""
+    """`cluster`: any planner answers for all processes; `local`: each process for itself."""
     metrics_push_interval: timedelta = timedelta(seconds=60)
-    """How often a process writes its counters for the others."""
+    """How often a process writes its counters for the others, in `cluster` mode; what was not written when it is killed
+    is not counted."""
     metrics_read_preference: str = "secondaryPreferred"
-    """Where counters are read from."""
+    """Which members of the replica set are read for an answer: `secondaryPreferred` spares the primary."""
     metrics_port: int | None = None
-    """Port on which a worker serves its own metrics in `local` mode."""
+    """Port on which a worker serves its own metrics, in `local` mode only."""
+    metrics_host: str = "127.0.0.1"
+    """Address on which planners and workers serve metrics; `0.0.0.0`: on all, for a Prometheus elsewhere."""
 
     @classmethod
     def load(
@@ -102,6 +105,9 @@ class Settings:
                 values[field.name] = _CHECKS[field.name](spelling.written(key), value)
             except ConfigurationError as error:
                 problems.append(str(error))
+        if values.get("metrics_port") is not None and values.get("metrics_scrape_mode") != "local":
+            port, mode = spelling.written(f"{_PREFIX}metrics_port"), spelling.written(f"{_PREFIX}metrics_scrape_mode")
+            problems.append(f'{port}: workers serve their own metrics only with {mode} = "local", got "cluster"')
         if problems:
             raise ConfigurationError("settings", problems)
         values.setdefault("mongodb_url", environ.get(_URL_VARIABLE) or _DEFAULT_URL)
@@ -262,4 +268,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
         "nearest",
     ),
     "metrics_port": _integer(1, 65535),
+    "metrics_host": _text(r"[\w.:-]{1,255}", "a host name or an IP address"),
 }

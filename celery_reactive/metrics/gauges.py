@@ -46,7 +46,7 @@ class Gauges:
         registry: Registry,
         *,
         preference: str,
-        queue_of: Callable[[ReactiveTask], str],
+        queue_of: Callable[[ReactiveTask], str | None],
     ) -> None:
         self._connection = connection
         self._registry = registry
@@ -99,7 +99,7 @@ class Gauges:
         numbers: dict[str, int] = {}
         for task in tasks:
             source = counters.preferring(self._connection.records(task), self._preference)
-            queue = self._queue_of(task)
+            queue = self._queue_of(task) or ""
             numbers[queue] = numbers.get(queue, 0) + records.count_in_flight(source, task.name)
         for queue, number in numbers.items():
             yield Sample(catalogue.IN_FLIGHT, (queue,), number)

@@ -14,6 +14,7 @@ import os
 import secrets
 import threading
 import weakref
+from datetime import timedelta
 
 from celery_reactive.core.totals import Totals
 from celery_reactive.errors import ReactiveError
@@ -23,6 +24,8 @@ from celery_reactive.store import counters
 from celery_reactive.store.connection import Connection
 
 logger = logging.getLogger(__name__)
+
+_FINISH_LIMIT = timedelta(seconds=2)
 
 
 @dataclasses.dataclass(slots=True)
@@ -75,6 +78,12 @@ class Pusher:
         while not ended.wait(self._settings.metrics_push_interval.total_seconds()):
             self.push()
 
+    @property
+    def has_news(self) -> bool:
+        """Whether anything has been counted that is not durable."""
+        with self._lock:
+            return self._in_doubt is not None or self._next(ended=False) is not None
+
     def push(self, connection: Connection | None = None, *, ended: bool = False) -> bool:
         """Write what is new.
 
@@ -97,8 +106,10 @@ class Pusher:
     def finish(self) -> None:
         """Write the last of it, briefly: the process ends."""
         self._ended.set()
+        if not self.has_news and not self._acknowledged.seq:
+            return
         try:
-            with self._connection.brief() as connection:
+            with self._connection.brief(_FINISH_LIMIT) as connection:
                 self.push(connection, ended=True)
         except ReactiveError as error:
             logger.info("counters not written at the end: %s", error, extra={"event": "counters_not_written"})

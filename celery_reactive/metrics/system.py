@@ -16,6 +16,7 @@ from celery_reactive.core.task import ReactiveTask
 from celery_reactive.core.totals import Totals
 from celery_reactive.errors import ConfigurationError
 from celery_reactive.events import Event
+from celery_reactive.metrics import relay
 from celery_reactive.metrics.chores import Chores
 from celery_reactive.metrics.counts import Counts
 from celery_reactive.metrics.expose import Exposition, SystemCollector
@@ -37,7 +38,7 @@ class Metrics:
         registry: Registry,
         connection: Connection,
         *,
-        queue_of: Callable[[ReactiveTask], str],
+        queue_of: Callable[[ReactiveTask], str | None],
     ) -> None:
         """Put the parts together; nothing is read or started.
 
@@ -45,25 +46,34 @@ class Metrics:
             settings: The app's.
             registry: Its tasks.
             connection: This process's.
-            queue_of: Returns the name of the queue of a task's messages; empty where nobody can tell.
+            queue_of: Returns the name of the queue of a task's messages; None where nobody can tell.
         """
-        self._registry = registry
-        self._connection = connection
+        self.tasks = registry
+        self.connection = connection
         self.enabled = settings.metrics_enabled
         self.is_local = settings.metrics_scrape_mode == "local"
+        self.push_interval = settings.metrics_push_interval
+        self.port = settings.metrics_port
+        """On which a worker serves its own, in `local` mode."""
+        self.host = settings.metrics_host
         self.counts = Counts()
         self.standing = Standing()
         self.pusher = Pusher(self.counts, connection, settings)
         self._preference = settings.metrics_read_preference
         self._gauges = Gauges(connection, registry, preference=self._preference, queue_of=queue_of)
-        self._on_counted = None if self.is_local else self.pusher.on_counted
+        self._on_counted = self._relay() if self.is_local else self.pusher.on_counted
 
     @property
     def listeners(self) -> tuple[Callable[[Event], None], ...]:
         """What hears the events of this process."""
         if not self.enabled:
             return (self.standing,)
-        return self.standing, Listener(self.counts, self._registry, on_counted=self._tell_of_counts)
+        return self.standing, Listener(self.counts, self.tasks, on_counted=self._tell_of_counts)
+
+    def _relay(self) -> Callable[[], None] | None:
+        """Return what sends counts to the process beside this one's parent, in a pool process that was not forked."""
+        sender = relay.inherited()
+        return None if sender is None else lambda: sender.send(self.counts)
 
     def tell_of_counts(self, listener: Callable[[], None]) -> None:
         """Have *listener* called from now on whenever something was counted, in whatever thread, and nobody else."""
@@ -82,7 +92,7 @@ class Metrics:
         """
         if not self.enabled:
             raise ConfigurationError("reactive_metrics_enabled", ["expected True where metrics are asked for"])
-        return Exposition(self._registry, self.standing, totals=self._totals, gauges=self._measure)
+        return Exposition(self.tasks, self.standing, totals=self._totals, gauges=self._measure)
 
     def _totals(self) -> Totals:
         """Return what was counted: by this process, or by all as MongoDB has it.
@@ -92,7 +102,7 @@ class Metrics:
         if self.is_local:
             return self.counts.totals()
         self.pusher.push()
-        return counters.read(self._connection.globals(), preference=self._preference)
+        return counters.read(self.connection.globals(), preference=self._preference)
 
     def _measure(self) -> Iterable[Sample]:
         """Return the gauges of all, in `local` mode those of the planner groups that this process leads."""
@@ -109,7 +119,7 @@ class Metrics:
 
     def chores(self, group: str, term: int, ended: threading.Event) -> Callable[[], None]:
         """Return the step that the leader of *group* repeats in *term*."""
-        chores = Chores(self._connection, tuple(self._registry), group=group, term=term, ended=ended)
+        chores = Chores(self.connection, tuple(self.tasks), group=group, term=term, ended=ended)
         return chores.step
 
     def finish(self) -> None:
