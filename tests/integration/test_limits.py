@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -18,10 +22,24 @@ from pymongo.collection import Collection
 
 from celery_reactive import Reactive, reactive_task, signals
 from celery_reactive.core.limits import Limits, Rate
+from celery_reactive.core.message import Named
+from celery_reactive.core.outcome import Completed, Outcome
+from celery_reactive.core.registry import Registry
+from celery_reactive.core.states import RecordState
 from celery_reactive.errors import ConfigurationError, UnknownTaskError
-from celery_reactive.store import definitions
+from celery_reactive.planner.plan import PlannedTask
+from celery_reactive.planner.rescue import Rescuer
+from celery_reactive.runtime import Runtime
+from celery_reactive.settings import Settings
+from celery_reactive.store import definitions, limiters, records
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.pipelines import limiters as pipelines
+from celery_reactive.worker.context import TaskContext
+from celery_reactive.worker.execute import execute
+from celery_reactive.worker.run import Run
+from tests.integration import limited_worker
+from tests.integration.bench import LEASE, TOOK, Bench
+from tests.integration.conftest import MakeBench
 
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 PERIOD = timedelta(seconds=1)
@@ -146,6 +164,201 @@ def test_a_clock_set_back_holds_up_for_a_period_at_most(globals_: Collection[dic
     ]
     assert list(itertools.accumulate(granted))[9] == 0
     assert sum(granted) == 3
+
+
+# --- workers -----------------------------------------------------------------------------------
+
+
+def test_eight_threads_of_two_processes_obey_both_limits(mongodb_url: str, make_bench: MakeBench) -> None:
+    """B-58: by the clock at which handlers begin and end, alone and in chunks, and the rate is used up."""
+    bench = make_bench()
+    bench.plan(*({"_id": doc_id} for doc_id in limited_worker.DOCUMENTS))
+    command = [sys.executable, "-m", "tests.integration.limited_worker", mongodb_url, "4"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    spans = [span for process in processes for span in json.loads(process.communicate(timeout=60)[0])]
+    starts = [began for began, _ in spans]
+    assert len(starts) > 40
+    assert max(sum(first <= other < first + 1 for other in starts) for first in starts) <= 20
+    assert max(sum(began <= start < ended for began, ended in spans) for start in starts) <= 3
+    limiter = bench.connection.globals().find_one({"_id": {"k": "limiter", "t": "shop.sync"}}) or {}
+    assert (limiter["open"], limiter["slots"]) == ([], [])
+
+
+class Worker:
+    """Runs messages of a limited task, in this thread."""
+
+    def __init__(self, bench: Bench, settings: Settings) -> None:
+        self.bench = bench
+        self.runtime = Runtime(settings, Registry(), bench.connection, ())
+        self.started: list[Any] = []
+        self.while_running: Callable[[], object] = lambda: None
+
+    def run(self, *doc_ids: Any, token: str = "t", one_only: bool = False) -> int:  # noqa: S107 -- a claim's name
+        """Run a message; return how many of its records ran."""
+        named = [Named(self.bench.key(doc_id), 0) for doc_id in doc_ids]
+        return execute(self.runtime, self.bench.task, named, self._body, token=token, worker="bench", one_only=one_only)
+
+    def _body(self, run: Run, _context: TaskContext) -> Outcome:
+        self.started.append(run.claim.key.doc_id)
+        self.while_running()
+        return Completed(TOOK)
+
+    def limiter(self) -> dict[str, Any]:
+        """Return the limiter of the task."""
+        return self.runtime.connection.globals().find_one({"_id": {"k": "limiter", "t": self.bench.task.name}}) or {}
+
+
+MakeWorker = Callable[..., Worker]
+
+
+@pytest.fixture
+def make_worker(make_bench: MakeBench, settings: Settings) -> MakeWorker:
+    """Make a worker for a task with limits, of which five records are due."""
+
+    def make(**limits: Any) -> Worker:
+        bench = make_bench(**limits)
+        bench.plan(*({"_id": doc_id} for doc_id in range(5)))
+        return Worker(bench, settings)
+
+    return make
+
+
+def test_a_record_without_a_start_waits_for_one(make_worker: MakeWorker) -> None:
+    """B-58: it stays pending, no attempt spent, and the planner looks at it when the limiter expects a start."""
+    worker = make_worker(rate_limit="2/m")
+    sent = [worker.bench.key(doc_id) for doc_id in (0, 1, 2)]
+    records.mark_sent(worker.bench.records, sent, first_deadline=LEASE * 9, longest_deadline=LEASE * 9)
+    assert worker.run(0, 1, 2) == 2
+    left = worker.bench.record(2)
+    assert (left["status"], left["attempts"], left["_r"]["sent"]) == ("pending", 0, False)
+    assert timedelta(seconds=50) < left["_r"]["wakeAt"] - worker.bench.now() <= timedelta(seconds=61)
+    assert worker.run(3) == 0
+    assert worker.started == [0, 1]
+
+
+def test_starts_that_were_not_used_are_given_back(make_worker: MakeWorker) -> None:
+    """B-58: of records that nobody can claim, and of those that a message has too many."""
+    worker = make_worker(rate_limit="2/m", max_concurrency=2)
+    worker.run(0)
+    assert worker.run(0, token="again") == 0  # noqa: S106
+    assert worker.run(0, 1, one_only=True, token="first") == 1  # noqa: S106
+    assert sum(one["n"] for one in worker.limiter()["starts"]) == 2
+    assert worker.limiter()["open"] == []
+    assert worker.limiter()["slots"] == []
+
+
+def test_a_slot_is_held_while_the_handler_runs(make_worker: MakeWorker) -> None:
+    """B-58: another record does not start meanwhile, and starts afterwards."""
+    worker = make_worker(max_concurrency=1)
+    other = Worker(worker.bench, worker.runtime.settings)
+    ran: list[int] = []
+    worker.while_running = lambda: ran.append(other.run(1, token="other"))  # noqa: S106
+    assert (worker.run(0), ran) == (1, [0])
+    assert other.run(1, token="later") == 1  # noqa: S106
+
+
+def test_a_start_that_comes_too_late_is_given_back(make_worker: MakeWorker) -> None:
+    """B-58: the second record of the message would begin after the time for which it was granted a start."""
+    worker = make_worker(rate_limit="2/s")
+    worker.while_running = lambda: threading.Event().wait(0.3)
+    assert worker.run(0, 1) == 2
+    assert worker.started == [0]
+    left = worker.bench.record(1)
+    assert (left["status"], left["attempts"]) == ("pending", 0)
+    assert sum(one["n"] for one in worker.limiter()["starts"]) == 1
+
+
+def test_a_long_run_counts_from_its_beginning(make_worker: MakeWorker) -> None:
+    """B-58: the limiter is told of its start while it runs."""
+    worker = make_worker(rate_limit="2/s")
+    seen: list[int] = []
+
+    def look() -> None:
+        threading.Event().wait(0.5)
+        seen.append(len(worker.limiter()["open"]))
+
+    worker.while_running = look
+    worker.run(0)
+    assert seen == [0]
+
+
+def test_a_claim_after_its_time_is_refused(bench: Bench) -> None:
+    """B-58: the slot of a worker that was frozen before its claim may be somebody else's by then."""
+    bench.plan({"_id": 1, "on": True}, {"_id": 2, "on": True})
+    past = bench.now() - timedelta(milliseconds=1)
+    with bench.connection.causal_session() as session:
+        for keys in ([bench.key(1)], [bench.key(1), bench.key(2)]):
+            claimed = records.claim(
+                bench.records,
+                keys,
+                token="late",
+                worker="w",
+                lease=LEASE,
+                session=session,
+                until=past,  # noqa: S106
+            )
+            assert claimed == []
+    assert bench.state(1) is RecordState.PENDING
+
+
+# --- the planner -------------------------------------------------------------------------------
+
+
+def rescuer_of(worker: Worker) -> Rescuer:
+    """Return the rescuer of a new leader."""
+    return Rescuer(worker.runtime, [PlannedTask(worker.bench.task, 1, collated=False)])
+
+
+def test_a_vanished_worker_leaves_no_slot(make_worker: MakeWorker) -> None:
+    """B-58: it is freed with the claim, and not while the heart beats."""
+    worker = make_worker(max_concurrency=1)
+    limits = Limits(concurrency=1)
+    globals_ = worker.runtime.connection.globals()
+    [claim] = worker.bench.claim(0)
+    assert limiters.take(globals_, claim.token, [claim.key], limits, wanted=1).starts == 1
+    rescuer = rescuer_of(worker)
+    for _ in range(6):
+        rescuer.look()
+    assert limiters.room(globals_, {worker.bench.task.name: limits})[worker.bench.task.name].records == 0
+    assert rescuer.look() == 1
+    assert limiters.room(globals_, {worker.bench.task.name: limits})[worker.bench.task.name].records == 1
+
+
+def test_a_slot_that_nobody_claimed_with_is_freed(make_worker: MakeWorker) -> None:
+    """B-58: once no claim can follow any more, and one that runs stays."""
+    worker = make_worker(max_concurrency=3)
+    globals_, limits = worker.runtime.connection.globals(), Limits(concurrency=3)
+    [claim] = worker.bench.claim(0)
+    for token, doc_ids in ((claim.token, [0]), ("vanished", [1, 2])):
+        keys = [worker.bench.key(doc_id) for doc_id in doc_ids]
+        limiters.take(globals_, token, keys, limits, wanted=len(keys))
+    rescuer = rescuer_of(worker)
+    rescuer.look()
+    assert [slot["n"] for slot in worker.limiter()["slots"]] == [1, 2]
+    globals_.update_one(
+        {"_id": {"k": "limiter", "t": worker.bench.task.name}},
+        [{"$set": {"slots.at": {"$subtract": ["$$NOW", 21_000]}}}],
+    )
+    rescuer.look()
+    assert [slot["token"] for slot in worker.limiter()["slots"]] == [claim.token]
+
+
+def test_whoever_frees_a_slot_tells_who_waits(make_worker: MakeWorker) -> None:
+    """B-58: once, and only where the planner has said that it waits."""
+    worker = make_worker(max_concurrency=1)
+    globals_, limits, name = worker.runtime.connection.globals(), Limits(concurrency=1), worker.bench.task.name
+
+    def woken() -> int:
+        return (globals_.find_one({"_id": {"k": "wake"}}) or {"calls": 0})["calls"]
+
+    worker.run(0)
+    assert woken() == 0
+    worker.while_running = lambda: limiters.await_room(globals_, name, limits)
+    worker.run(1, token="awaited")  # noqa: S106
+    assert woken() == 1
+    worker.while_running = lambda: None
+    worker.run(2, token="later")  # noqa: S106
+    assert woken() == 1
 
 
 # --- set by hand --------------------------------------------------------------------------------
