@@ -291,11 +291,11 @@ def test_a_claim_after_its_time_is_refused(bench: Bench) -> None:
             claimed = records.claim(
                 bench.records,
                 keys,
-                token="late",
+                token="late",  # noqa: S106
                 worker="w",
                 lease=LEASE,
                 session=session,
-                until=past,  # noqa: S106
+                until=past,
             )
             assert claimed == []
     assert bench.state(1) is RecordState.PENDING
