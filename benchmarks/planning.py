@@ -6,137 +6,82 @@ The task is paused and no worker runs, so that planning alone is measured. Besid
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import stage
-from pymongo.collection import Collection
+from figures import Figure, Section, number, tell
+from stage import Documents, Setting
 
 _BATCH = 1000
-_INSERTED_AT_ONCE = 1000
-_POLL_SECONDS = 0.05
-_KIB = 1024
-_MIB = 1024 * 1024
+_BYTES_MORE = 200
+_RAW = "a plain $merge"
+GOALS = {
+    "first start, no record": "≥ 0.7 × raw",
+    "reconciliation, unchanged": "≥ 40,000 /s",
+    "stream, new": "≥ 0.5 × raw",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """One way of planning all documents."""
+def measure(quick: bool) -> Section:  # noqa: FBT001 -- as every benchmark
+    """Plan the documents that are there when the planner starts, and then others and changed ones as they come."""
+    many, some = (300, 300) if quick else (1_000_000, 50_000)
 
-    what: str
-    per_second: float
-    resident_mib: float
-    """The planner's memory afterwards."""
-    peak_mib: float
-    """Its highest ever."""
+    def fill(documents: Documents) -> None:
+        stage.insert(documents, range(many), bytes_more=_BYTES_MORE)
 
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """All ways, of the same documents."""
-
-    count: int
-    raw_per_second: float
-    resident_mib: float
-    """The planner's memory before the first."""
-    ways: tuple[Measured, ...]
-
-    def __str__(self) -> str:
-        head = f"planning {self.count} documents, planner at first {self.resident_mib:.0f} MiB"
-        lines = [head, f"  raw $merge                {self.raw_per_second:8.0f}/s   1.00"]
-        lines += [
-            f"  {way.what:<25} {way.per_second:8.0f}/s  {way.per_second / self.raw_per_second:5.2f}"
-            f"   {way.resident_mib:4.0f} MiB, peak {way.peak_mib:.0f}"
-            for way in self.ways
-        ]
-        return "\n".join(lines)
+    with stage.set_up(Setting(workers=0), fill=fill) as on:
+        on.wait_until(stage.has_leader)
+        at_first = on.planner.memory_mib()
+        rates = dict(_rates(on, many, some))
+        grown = on.planner.memory_mib() - at_first
+        peak = on.planner.memory_mib("VmHWM")
+        raw = _raw_per_second(on.orders(), some)
+    figures = [Figure(_RAW, raw, "/s")]
+    figures += [Figure(what, rate, "/s", _RAW, rate / raw, GOALS.get(what, "")) for what, rate in rates.items()]
+    figures.append(Figure("planner's memory grown by", grown, "MiB", goal="< 50 MiB"))
+    figures.append(Figure("planner's memory at most", peak, "MiB"))
+    note = f"{number(many)} documents scanned, {number(some)} streamed."
+    return Section("planning", "Planning and reconciliation, documents a second", figures, note)
 
 
-class _Planner:
-    """The planner's process, and what it keeps of the documents."""
+def _rates(on: stage.Stage, many: int, some: int) -> Iterator[tuple[str, float]]:
+    documents, records = on.orders(), on.records()
 
-    def __init__(self, on: stage.Stage) -> None:
-        self._on = on
-        self.documents = on.orders()
-        self.records = on.records()
-        self._status = Path(f"/proc/{on.planner_pid}/status")
+    def has_seen(value: int, count: int) -> Callable[[], bool]:
+        query = {"_id": {"$lte": {"t": "reactive_default", "d": many + some}}, "lastObservedValues.v": value}
+        return lambda: records.count_documents({**query, "sourceDocId": {"$gte": many}}) >= count
 
-    def memory_mib(self, field: str) -> float:
-        """Return `VmRSS` or `VmHWM`, as Linux tells them."""
-        (line,) = (line for line in self._status.read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) * _KIB / _MIB
-
-    def time(self, what: str, count: int, do: Callable[[], object], *, until: Callable[[], bool]) -> Measured:
-        """Do something and wait until the planner is done with it."""
+    def timed(count: int, do: Callable[[], object], until: Callable[[], bool]) -> float:
         began = time.monotonic()
         do()
-        self._on.wait_until(until)
-        took = time.monotonic() - began
-        return Measured(what, count / took, self.memory_mib("VmRSS"), self.memory_mib("VmHWM"))
+        on.wait_until(until)
+        return count / (time.monotonic() - began)
 
-    def counts(self, value: int, count: int) -> Callable[[], bool]:
-        """Return whether so many records have seen this value of `v`."""
-        query = {"lastObservedValues.v": value}
-        return lambda: self.records.count_documents(query) >= count
-
-
-def measure(on: stage.Stage, *, count: int, stream: bool = True) -> Result:
-    """Plan the *count* documents that are there when the planner starts, and others or changed ones as they come."""
-    planner = _Planner(on)
-    before = planner.memory_mib("VmRSS")
-    ways = tuple(_ways(on, planner, count, stream=stream))
-    return Result(count, _raw_per_second(planner.documents), before, ways)
-
-
-def _ways(on: stage.Stage, planner: _Planner, count: int, *, stream: bool) -> Iterator[Measured]:
     def come() -> None:
-        _insert(planner.documents, range(count, 2 * count))
+        stage.insert(documents, range(many, many + some), bytes_more=_BYTES_MORE)
 
     def change() -> None:
-        planner.documents.update_many({"_id": {"$lt": count}}, {"$set": {"v": 1}})
+        documents.update_many({"_id": {"$gte": many}}, {"$set": {"v": 1}})
 
-    yield planner.time("first start, no record", count, lambda: None, until=on.is_reconciled)
-    yield planner.time("reconciliation, unchanged", count, on.reconcile, until=on.is_reconciled)
-    if stream:
-        yield planner.time("stream, new", count, come, until=planner.counts(0, 2 * count))
-        yield planner.time("stream, changed", count, change, until=planner.counts(1, count))
-
-
-def _insert(documents: Collection[dict[str, Any]], numbers: range) -> None:
-    for first in range(0, len(numbers), _INSERTED_AT_ONCE):
-        part = numbers[first : first + _INSERTED_AT_ONCE]
-        documents.insert_many([{"_id": number, "v": 0, "more": "x" * 200} for number in part], ordered=False)
+    yield "first start, no record", timed(many, lambda: None, on.is_reconciled)
+    yield "reconciliation, unchanged", timed(many, on.reconcile, on.is_reconciled)
+    yield "stream, new", timed(some, come, lambda: records.estimated_document_count() >= many + some)
+    yield "stream, changed", timed(some, change, has_seen(1, some))
 
 
-def _raw_per_second(documents: Collection[dict[str, Any]]) -> float:
-    began, done = time.monotonic(), 0
-    last: Any = -1
-    while page := [
-        one["_id"] for one in documents.find({"_id": {"$gt": last}}, ["_id"], sort=[("_id", 1)], limit=_BATCH)
-    ]:
-        merge = {"into": f"{documents.name}_raw", "whenMatched": "replace", "whenNotMatched": "insert"}
+def _raw_per_second(documents: Documents, count: int) -> float:
+    merge = {"into": f"{documents.name}_raw", "whenMatched": "replace", "whenNotMatched": "insert"}
+    began, last = time.monotonic(), -1
+    for _ in range(0, count, _BATCH):
+        page: list[Any] = [
+            one["_id"] for one in documents.find({"_id": {"$gt": last}}, ["_id"], sort=[("_id", 1)], limit=_BATCH)
+        ]
         documents.aggregate([{"$match": {"_id": {"$in": page}}}, {"$project": {"v": 1}}, {"$merge": merge}])
-        last, done = page[-1], done + len(page)
-    return done / (time.monotonic() - began)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=20_000, help="documents")
-    parser.add_argument("--no-stream", action="store_true", help="measure reconciliation only")
-    options = parser.parse_args()
-
-    def fill(documents: Collection[dict[str, Any]]) -> None:
-        _insert(documents, range(options.count))
-
-    with stage.set_up(fill=fill) as on:
-        print(measure(on, count=options.count, stream=not options.no_stream))
+        last = page[-1]
+    return count / (time.monotonic() - began)
 
 
 if __name__ == "__main__":
-    main()
+    tell(measure)

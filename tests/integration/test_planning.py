@@ -10,6 +10,7 @@ import pytest
 
 from celery_reactive.core.states import RecordState
 from celery_reactive.events import DocumentsPlanned, PlanningFailed, PlanningPostponed
+from celery_reactive.planner import lay
 from celery_reactive.planner.plan import concern_of
 from celery_reactive.store import unplanned
 from celery_reactive.store.change_stream import Change, ChangeKind
@@ -19,6 +20,12 @@ from tests.integration.conftest import MakeBench, MakeDesk
 
 FIRST = {"_id": 1, "on": True, "v": "first"}
 OFF = {"_id": 1, "on": False, "v": "first"}
+
+
+@pytest.fixture(params=[lay.FEW, 0], ids=["one_by_one", "many_at_once"], autouse=True)
+def _few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan few documents as few are planned, and as many are: every rule holds for both."""
+    monkeypatch.setattr(lay, "FEW", request.param)
 
 
 @pytest.fixture

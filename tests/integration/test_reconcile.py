@@ -13,6 +13,7 @@ from bson import Int64
 from celery_reactive.core.outcome import Completed
 from celery_reactive.core.states import RecordState
 from celery_reactive.events import ReconciliationFinished, ReconciliationStarted
+from celery_reactive.planner import lay
 from celery_reactive.planner.reconcile import Reconciler
 from celery_reactive.planner.watch import Watcher
 from celery_reactive.store import definitions, unplanned
@@ -22,6 +23,12 @@ from tests.integration.conftest import MakeBench, MakeDesk
 from tests.integration.test_records_planning import IDS
 
 DOCUMENT = {"on": True, "v": "first"}
+
+
+@pytest.fixture(params=[lay.FEW, 0], ids=["one_by_one", "many_at_once"], autouse=True)
+def _few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan few documents as few are planned, and as many are: every rule holds for both."""
+    monkeypatch.setattr(lay, "FEW", request.param)
 
 
 def reconcile(desk: Desk, *, term: int = 1) -> bool:
