@@ -1,4 +1,4 @@
-"""The project that is measured: a reactive no-op per way of making messages, and a bare Celery no-op beside them.
+"""The project that is measured: a reactive no-op per way of running, and a bare Celery no-op beside them.
 
 Loaded by the planner and the worker that `stage` starts. Each run leaves one `Run` at the end of a file: appending
 24 bytes costs microseconds and touches neither the database nor the broker, and it costs both sides the same.
@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 import struct
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from celery import Celery
 
 from celery_reactive import TaskContext, reactive_task
+from celery_reactive.core.declaration import OPTIONS
 
 RUNS_VARIABLE = "CELERY_REACTIVE_BENCHMARK_RUNS"
-CHUNKS_VARIABLE = "CELERY_REACTIVE_BENCHMARK_CHUNKS"
+WAYS_VARIABLE = "CELERY_REACTIVE_BENCHMARK_WAYS"
 QUEUE_VARIABLE = "CELERY_REACTIVE_BENCHMARK_QUEUE"
-DEFAULT = "default"
-"""Names the task that leaves `chunk` at its default."""
+DEFAULT, BATCH = "default", "batch"
+"""Ways: all options at their defaults; a handler that takes a list. Others are named by their `chunk`."""
+HAS_BATCHES = "batch" in OPTIONS
 
 
 class Run(NamedTuple):
@@ -44,9 +46,9 @@ app.conf.update(
 )
 
 
-def collection_of(chunk: str) -> str:
-    """Return the name of the collection that is watched with that `chunk`."""
-    return f"orders_{chunk}"
+def collection_of(way: str) -> str:
+    """Return the name of the collection that is watched that way."""
+    return f"orders_{way}"
 
 
 def _note(number: int, *, sent_ns: int = 0) -> None:
@@ -67,14 +69,19 @@ def bare(number: int, sent_ns: int) -> None:
     _note(number, sent_ns=sent_ns)
 
 
-def _declare(chunk: str) -> None:
-    options = {} if chunk == DEFAULT else {"chunk": int(chunk)}
+def _declare(way: str) -> None:
+    options: dict[str, Any] = {} if way == DEFAULT else {"batch": 100} if way == BATCH else {"chunk": int(way)}
 
-    @reactive_task(collection=collection_of(chunk), debounce=0, watch_projection={"v": 1}, **options)
-    @app.task(name=f"reactive_{chunk}")
     def handle(ctx: TaskContext) -> None:
         _note(ctx.doc_id)
 
+    def handle_batch(contexts: list[TaskContext]) -> None:
+        for ctx in contexts:
+            _note(ctx.doc_id)
 
-for _chunk in os.environ.get(CHUNKS_VARIABLE, DEFAULT).split(","):
-    _declare(_chunk)
+    task = app.task(handle_batch if way == BATCH else handle, name=f"reactive_{way}")
+    reactive_task(collection=collection_of(way), debounce=0, watch_projection={"v": 1}, **options)(task)
+
+
+for _way in os.environ.get(WAYS_VARIABLE, DEFAULT).split(","):
+    _declare(_way)

@@ -6,14 +6,12 @@ twice: bare Celery does not ask it by default whether a message has arrived, and
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 from celery import Celery
+from figures import Figure, Section, tell
 
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.record import Due, RecordKey
@@ -26,25 +24,28 @@ from celery_reactive.store.connection import Connection
 
 BATCH = 500
 """What the planner publishes together at most."""
+TITLE = "Publishing, messages a second, without a worker"
 _TASK = "benchmark.handle"
 _WARM_UP = 50
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Messages a second through one broker."""
+def measure(quick: bool) -> Section:  # noqa: FBT001 -- as every benchmark
+    """Publish to each broker that can be started here."""
+    count = 20 if quick else 5000
+    with ValkeyServer() as valkey:
+        figures = list(_to("Valkey", valkey.url, count=count, confirmed=False))
+    note = f"{count} messages each way."
+    try:
+        server = RabbitServer()
+    except EmbeddedServerError as error:
+        return Section("publishing", TITLE, figures, f"{note} No RabbitMQ: {error}")
+    with server as rabbit:
+        figures += _to("RabbitMQ", rabbit.url, count=count, confirmed=False)
+        figures += _to("RabbitMQ, all confirmed", rabbit.url, count=count, confirmed=True)
+    return Section("publishing", TITLE, figures, note)
 
-    broker: str
-    bare: float
-    ways: dict[str, float]
 
-    def __str__(self) -> str:
-        lines = [f"publishing to {self.broker}", f"  {'bare apply_async':<22} {self.bare:8.0f}/s   1.00"]
-        lines += [f"  {way:<22} {rate:8.0f}/s  {rate / self.bare:5.2f}" for way, rate in self.ways.items()]
-        return "\n".join(lines)
-
-
-def measure(broker: str, url: str, *, count: int, confirmed: bool) -> Result:
+def _to(broker: str, url: str, *, count: int, confirmed: bool) -> Iterator[Figure]:
     """Publish *count* messages each way.
 
     Args:
@@ -73,7 +74,11 @@ def measure(broker: str, url: str, *, count: int, confirmed: bool) -> Result:
                 app.tasks[_TASK].apply_async(([str(one)],), retry=False)
 
         ways = {"planner, one by one": together(1), f"planner, {BATCH} together": together(BATCH)}
-        return Result(broker, _per_second(bare, count), {way: _per_second(do, count) for way, do in ways.items()})
+        rate = _per_second(bare, count)
+        yield Figure(f"bare apply_async ({broker})", rate, "/s")
+        for way, do in ways.items():
+            planners = _per_second(do, count)
+            yield Figure(f"{way} ({broker})", planners, "/s", "bare Celery", planners / rate)
 
 
 def _app(url: str, *, confirmed: bool) -> Celery:
@@ -108,28 +113,5 @@ def _per_second(send: Callable[[int], None], count: int) -> float:
     return count / (time.monotonic() - began)
 
 
-def results(*, count: int) -> Iterator[Result]:
-    """Measure on each broker that can be started here."""
-    with ValkeyServer() as valkey:
-        yield measure("Valkey", valkey.url, count=count, confirmed=False)
-    try:
-        server = RabbitServer()
-    except EmbeddedServerError as error:
-        print(error, file=sys.stderr)
-        return
-    with server as rabbit:
-        yield measure("RabbitMQ", rabbit.url, count=count, confirmed=False)
-        yield measure("RabbitMQ, all confirmed", rabbit.url, count=count, confirmed=True)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=5000, help="messages each way (default: %(default)s)")
-    options = parser.parse_args()
-    for result in results(count=options.count):
-        print(result, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    tell(measure)

@@ -1,56 +1,71 @@
-"""Run all measurements and print a table of ratios: this package's figure over bare Celery's in the same run.
+"""Run all benchmarks, each in a process of its own, keep what they found, and write the page.
 
-Short by default. Never part of the tests: a machine that is busy elsewhere would fail them.
+`make bench` runs this unattended, for about twenty minutes. A benchmark that fails or takes too long is told of, the
+others go on, and what an earlier run found of it stays.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
-import latency
-import stage
-import throughput
-from rich.console import Console
-from rich.table import Table
+import page
+from figures import Section, machine
 
-_SHORT_COUNT, _LONG_COUNT = 2000, 20_000
-_SHORT_SECONDS, _LONG_SECONDS = 5.0, 60.0
-_SHORT_RATES, _LONG_RATES = (50.0,), (1.0, 50.0, 500.0)
-
-Row = tuple[str, str, str, str]
-
-
-def measure(*, rates: tuple[float, ...], seconds: float, count: int) -> Iterator[Row]:
-    """Yield what was measured, its figure, bare Celery's, and the first over the second."""
-    with stage.set_up() as on:
-        for rate in rates:
-            result = latency.measure(on, rate=rate, count=max(2, round(rate * seconds)))
-            for name in ("p50", "p95", "p99"):
-                ours, bare = getattr(result.reactive, name), getattr(result.bare, name)
-                yield f"latency {name} at {rate:g}/s", f"{ours:.1f} ms", f"{bare:.1f} ms", f"{ours / bare:.2f}"
-    with stage.set_up(throughput.CHUNKS) as on:
-        rates_of = throughput.measure(on, count=count)
-    for chunk, per_second in rates_of.reactive.items():
-        ratio = f"{rates_of.ratio(chunk):.2f}"
-        yield f"throughput chunk={chunk}", f"{per_second:.0f}/s", f"{rates_of.bare:.0f}/s", ratio
+BENCHMARKS = ("throughput", "peer", "latency", "planning", "cost", "idle", "scaling", "growth", "publishing")
+_PATIENCE_SECONDS = 480
+_HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, keep, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--long", action="store_true", help="more rates, more documents: several minutes")
-    parser.add_argument("--seconds", type=float, help="how long at each rate")
-    parser.add_argument("--count", type=int, help="documents each way")
+    parser.add_argument("--quick", action="store_true", help="samples that only show that everything works")
+    parser.add_argument(
+        "--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, metavar="NAME", help="some of them"
+    )
+    parser.add_argument(
+        "--results", type=Path, help="where to keep what was found; the page is made of the default one"
+    )
     options = parser.parse_args()
-    table = Table("measured", "celery-reactive", "bare Celery", "ratio", title="in one run on this machine")
-    for row in measure(
-        rates=_LONG_RATES if options.long else _SHORT_RATES,
-        seconds=options.seconds or (_LONG_SECONDS if options.long else _SHORT_SECONDS),
-        count=options.count or (_LONG_COUNT if options.long else _SHORT_COUNT),
-    ):
-        table.add_row(*row)
-    Console().print(table)
+    began = time.monotonic()
+    found, failed = _measure(options.only, quick=options.quick)
+    results = options.results or (None if options.quick else page.RESULTS)
+    if results is not None:
+        _keep(results, found)
+    if results == page.RESULTS:
+        page.write()
+    print(f"{len(found)} of {len(options.only)} benchmarks in {time.monotonic() - began:.0f} s", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+def _measure(names: Sequence[str], *, quick: bool) -> tuple[list[Section], list[str]]:
+    found, failed = [], []
+    for name in names:
+        command = [sys.executable, str(_HERE / f"{name}.py"), "--json", *(["--quick"] if quick else [])]
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True)
+        except subprocess.SubprocessError as error:
+            failed.append(name)
+            print(f"{name} failed: {error}\n{getattr(error, 'stderr', '')}", file=sys.stderr, flush=True)
+        else:
+            found.append(Section.from_json(json.loads(ended.stdout)))
+            print(f"{found[-1]}\n", flush=True)
+    return found, failed
+
+
+def _keep(results: Path, found: Sequence[Section]) -> None:
+    """Put what was found in place of what was known of the same benchmarks."""
+    known = json.loads(results.read_text())["sections"] if results.exists() else {}
+    sections = known | {section.name: dataclasses.asdict(section) for section in found}
+    in_order = {name: sections[name] for name in BENCHMARKS if name in sections}
+    results.write_text(json.dumps({"machine": machine(), "sections": in_order}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

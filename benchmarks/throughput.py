@@ -1,52 +1,53 @@
-"""No-op documents from the first write until all are handled, beside bare Celery no-op tasks.
+"""No-op documents from the first write until all are handled, beside bare Celery no-op tasks, by pool and broker.
 
-All is measured in one run, on one broker and one worker: documents are inserted as fast as the server takes them, bare
-tasks are sent with `.delay()`. The clock stops at the start of the last handler.
+What is compared is measured in one run, on one broker and one worker: documents are inserted as fast as the server
+takes them, bare tasks are sent with `.delay()`. The clock stops at the start of the last handler.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import project
 import stage
+from figures import Figure, Section, tell
+from stage import Setting
 
-CHUNKS = (project.DEFAULT, "1", "32")
-_INSERTED_AT_ONCE = 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Handled a second."""
-
-    count: int
-    bare: float
-    reactive: dict[str, float]
-    """By `chunk`."""
-
-    def ratio(self, chunk: str) -> float:
-        """Return how many times bare Celery's throughput this is."""
-        return self.reactive[chunk] / self.bare
-
-    def __str__(self) -> str:
-        lines = [f"throughput, {self.count} no-ops", f"  bare Celery          {self.bare:7.0f}/s   1.00"]
-        lines += [
-            f"  chunk={chunk:<14} {per_second:7.0f}/s   {self.ratio(chunk):.2f}"
-            for chunk, per_second in self.reactive.items()
-        ]
-        return "\n".join(lines)
+WAYS = (project.DEFAULT, "1", "32", *([project.BATCH] if project.HAS_BATCHES else []))
+SETTINGS = (
+    Setting(WAYS),
+    Setting(WAYS, pool="threads"),
+    Setting(WAYS, pool="solo", slots=1),
+    Setting(WAYS, broker="RabbitMQ"),
+)
+GOALS = {project.DEFAULT: "≥ 2 × bare Celery", "1": "≥ 0.5 × bare Celery"}
 
 
-def measure(on: stage.Stage, *, count: int, chunks: Sequence[str] = CHUNKS) -> Result:
-    """Measure *count* no-ops each way."""
-    bare = _bare_per_second(on, count)
-    return Result(count, bare, {chunk: _reactive_per_second(on, chunk, count) for chunk in chunks})
+def measure(quick: bool) -> Section:  # noqa: FBT001 -- as every benchmark
+    """Measure each way in each setting."""
+    settings, count = (SETTINGS[:1], 60) if quick else (SETTINGS, 8000)
+    figures: list[Figure] = []
+    for setting in settings:
+        with stage.set_up(setting) as on:
+            figures += _in_one_run(on, setting, count)
+    note = f"{count} documents each way; a worker of two slots (solo: one)."
+    return Section("throughput", "Throughput, write to handled, no-op handler", figures, note)
 
 
-def _bare_per_second(on: stage.Stage, count: int) -> float:
+def _in_one_run(on: stage.Stage, setting: Setting, count: int) -> Iterator[Figure]:
+    where = f"{setting.pool}, {setting.broker}"
+    bare = bare_per_second(on, count)
+    yield Figure(f"bare Celery ({where})", bare, "/s")
+    for way in setting.ways:
+        rate = reactive_per_second(on, way, count)
+        name = way if way in (project.DEFAULT, project.BATCH) else f"chunk={way}"
+        goal = GOALS.get(way, "") if setting == SETTINGS[0] else ""
+        yield Figure(f"{name} ({where})", rate, "/s", "bare Celery", rate / bare, goal)
+
+
+def bare_per_second(on: stage.Stage, count: int) -> float:
+    """Return how many bare tasks are run a second, from the first `.delay()`."""
     on.begin()
     began_ns = time.time_ns()
     for number in range(count):
@@ -54,13 +55,11 @@ def _bare_per_second(on: stage.Stage, count: int) -> float:
     return _per_second(on.wait_for(count), began_ns)
 
 
-def _reactive_per_second(on: stage.Stage, chunk: str, count: int) -> float:
-    orders = on.orders(chunk)
+def reactive_per_second(on: stage.Stage, way: str, count: int, *, first: int = 0) -> float:
+    """Return how many documents are handled a second, from the first write."""
     on.begin()
     began_ns = time.time_ns()
-    for first in range(0, count, _INSERTED_AT_ONCE):
-        numbers = range(first, min(first + _INSERTED_AT_ONCE, count))
-        orders.insert_many([{"_id": number, "v": 1} for number in numbers], ordered=False)
+    stage.insert(on.orders(way), range(first, first + count))
     return _per_second(on.wait_for(count), began_ns)
 
 
@@ -68,14 +67,5 @@ def _per_second(runs: Sequence[project.Run], began_ns: int) -> float:
     return len(runs) / (max(run.started_ns for run in runs) - began_ns) * 1e9
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=5000, help="documents each way (default: %(default)s)")
-    options = parser.parse_args()
-    with stage.set_up(CHUNKS) as on:
-        print(measure(on, count=options.count), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    tell(measure)
