@@ -13,12 +13,14 @@ LONGEST = 300
 
 ID = "⟨id⟩"
 NUMBER = "⟨n⟩"
+HIDDEN = "•••"
+"""Stands in a message for what was masked in it before; a template with it finds what was masked, whatever it is."""
 
 _ID = r"(?:[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}|0x[0-9A-Fa-f]+|[0-9A-Fa-f]{12,})"
 _NUMBER = r"[0-9]+(?:[.,:][0-9]+)*"
 _VARIABLE = re.compile(rf"(?<![0-9A-Za-z])(?:(?P<id>{_ID})(?![0-9A-Za-z])|(?P<number>{_NUMBER}))")
-_PLACE = re.compile(f"({ID}|{NUMBER})")
-_FINDS = {ID: rf"(?:{_ID}|{ID})", NUMBER: rf"(?:{_NUMBER}|{NUMBER})"}
+_PLACE = re.compile(f"({ID}|{NUMBER}|{HIDDEN})")
+_FINDS = {ID: rf"(?:{_ID}|{ID})", NUMBER: rf"(?:{_NUMBER}|{NUMBER})", HIDDEN: r"[^\n]{0,300}?"}
 
 
 def template_of(message: str) -> str:

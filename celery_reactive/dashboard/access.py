@@ -36,7 +36,12 @@ class Action(StrEnum):
     RESUME = "resume"
     THROTTLE = "throttle"
     RECONCILE = "reconcile"
+    LIMIT = "limit"
+    CANCEL = "cancel"
 
+
+USER = "celery_reactive.user"
+"""Where the scope says who asks, if that is known."""
 
 Permission = frozenset[Action]
 """Actions that are allowed to somebody who may look; who may not look has no permission, None."""
@@ -112,19 +117,22 @@ class Access:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and _is_one_of(given.strip().encode(), self._tokens):
             return
-        if scheme.lower() == "basic" and self._is_user(given.strip()):
+        if scheme.lower() == "basic" and (user := self._user(given.strip())) is not None:
+            request.scope[USER] = user
             return
         challenge = 'Basic realm="celery-reactive", charset="UTF-8"' if self._users else "Bearer"
         raise RefusedError(401, "expected a user and password, or a bearer token", {"www-authenticate": challenge})
 
-    def _is_user(self, given: str) -> bool:
+    def _user(self, given: str) -> str | None:
+        """Return whose name and password are given, None if they are nobody's."""
         try:
             name, _, password = base64.b64decode(given, validate=True).partition(b":")
         except (binascii.Error, ValueError):
-            return False
+            return None
         known = self._users.get(name)
         # Compared in any case, so that the time tells nothing of which names there are.
-        return hmac.compare_digest(password, known or b"\0") and known is not None
+        is_known = hmac.compare_digest(password, known or b"\0") and known is not None
+        return name.decode() if is_known else None
 
 
 def _is_one_of(given: bytes, tokens: Iterable[bytes]) -> bool:

@@ -6,20 +6,33 @@ Each action is a call of management's. Whether the caller may is checked first, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import logging
+import re
+import threading
 from typing import assert_never
 
 from celery_reactive.core.duration import parse_duration
+from celery_reactive.core.suggest import listed
 from celery_reactive.dashboard.access import Action, Permission, RefusedError
 from celery_reactive.dashboard.parameters import Fields, doc_id_of, required
 from celery_reactive.dashboard.selecting import TARGETS, Target
-from celery_reactive.management import by_hand, controls, listing, reconciling
+from celery_reactive.errors import ReactiveError
+from celery_reactive.management import by_hand, controls, listing, operations, reconciling
 from celery_reactive.management.listing import TaskRecord
+from celery_reactive.management.operations import Operation
 from celery_reactive.runtime import Runtime
+from celery_reactive.store.operations import OperationState
+
+logger = logging.getLogger(__name__)
 
 SAMPLE = 5
 BULK = frozenset({Action.RETRY, Action.DISCARD})
-"""Actions on whatever records a target means; the others are for one task."""
+"""Actions on whatever records a target means."""
+LIMITS = ("rate", "concurrency", "priority")
+DECLARED = "declared"
+"""Instead of a limit: what the task declares counts again."""
+_MOMENTS_SECONDS = 2.0
+"""So long somebody waits to see the end of what they have asked for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +49,9 @@ class Done:
 
     sentence: str
     changed: int | None = None
-    """Records; None: the action is not about records."""
+    """Records; None: the action is not about records, or it goes on."""
+    operation: str | None = None
+    """The operation that does it; None: it is done."""
 
 
 def fields_of(action: Action) -> tuple[str, ...]:
@@ -48,6 +63,10 @@ def fields_of(action: Action) -> tuple[str, ...]:
             return ("task", "doc_id")
         case Action.THROTTLE:
             return ("task", "delay")
+        case Action.LIMIT:
+            return ("task", *LIMITS)
+        case Action.CANCEL:
+            return ("operation",)
         case Action.PAUSE | Action.RESUME | Action.RECONCILE:
             return ("task",)
         case _:
@@ -78,25 +97,22 @@ def preview(runtime: Runtime, target: Target) -> Preview:
     return Preview(count, tuple(sample))
 
 
-def perform(runtime: Runtime, action: Action, fields: Fields) -> Done:
+def perform(runtime: Runtime, action: Action, fields: Fields, *, by: str) -> Done:
     """Do it.
 
     Args:
         runtime: The app's parts.
         action: What, allowed already.
         fields: On what.
+        by: Who asks, for people.
 
     Raises:
         RefusedError: The fields do not say what on.
         ReactiveError: What management raises.
     """
     match action:
-        case Action.RETRY:
-            changed = _change_all(runtime, Target.read(fields), by_hand.retry_tasks)
-            return Done(f"{_records(changed)} pending now", changed)
-        case Action.DISCARD:
-            changed = _change_all(runtime, Target.read(fields), by_hand.discard_tasks)
-            return Done(f"{_records(changed)} discarded: completed without a run", changed)
+        case Action.RETRY | Action.DISCARD:
+            return _change(runtime, action, Target.read(fields), by)
         case Action.TRIGGER:
             return _trigger(runtime, required(fields, "task"), required(fields, "doc_id"))
         case Action.PAUSE:
@@ -112,12 +128,68 @@ def perform(runtime: Runtime, action: Action, fields: Fields) -> Done:
         case Action.RECONCILE:
             reconciling.request(runtime, [task := required(fields, "task")])
             return Done(f"the leading planner compares every document of {task} with its record")
+        case Action.LIMIT:
+            return _limit(runtime, required(fields, "task"), fields)
+        case Action.CANCEL:
+            was_running = operations.cancel(runtime, required(fields, "operation"))
+            return Done("the operation stops; what it has changed stays changed" if was_running else "it had ended")
         case _:
             assert_never(action)
 
 
-def _change_all(runtime: Runtime, target: Target, change: Callable[..., int]) -> int:
-    return sum(change(runtime, filters, everything=target.everything) for filters in target.meant())
+def _change(runtime: Runtime, action: Action, target: Target, by: str) -> Done:
+    """Change the records that *target* names at once, or as an operation where it selects them."""
+    if target.keys:
+        change = by_hand.retry_tasks if action is Action.RETRY else by_hand.discard_tasks
+        return _changed(action, sum(change(runtime, filters) for filters in target.meant()))
+    (filters,) = target.meant()
+    runner = operations.new_runner(runtime)
+    started = operations.start(runtime, action.value, filters, everything=target.everything, by=by, runner=runner)
+    ended = _run_aside(runtime, started.id, runner)
+    match ended:
+        case Operation(state=OperationState.DONE):
+            return _changed(action, ended.changed)
+        case Operation(error=str(error)):
+            raise RefusedError(400, f"{error} ({ended.changed:,} records had been changed by then)")
+        case _:
+            return Done("it goes on as an operation; see how far it has come", operation=started.id)
+
+
+def _run_aside(runtime: Runtime, operation: str, runner: str) -> Operation | None:
+    """Run an operation in a thread of its own; return it if it has ended within moments.
+
+    The thread ends with the process, whatever it is at: the leading planner goes on with the operation.
+    """
+    ended: list[Operation] = []
+
+    def run() -> None:
+        try:
+            ended.append(operations.run(runtime, operation, runner=runner))
+        except ReactiveError:
+            logger.exception("an operation was left to the leading planner", extra={"operation": operation})
+
+    thread = threading.Thread(target=run, name="reactive-operation", daemon=True)
+    thread.start()
+    thread.join(_MOMENTS_SECONDS)
+    return ended[0] if ended else None
+
+
+def _changed(action: Action, number: int) -> Done:
+    outcome = "pending now" if action is Action.RETRY else "discarded: completed without a run"
+    return Done(f"{_records(number)} {outcome}", number)
+
+
+def _limit(runtime: Runtime, task: str, fields: Fields) -> Done:
+    given = {name: text for name in LIMITS if (text := fields.text(name)) is not None}
+    changes = {name: None if text == DECLARED else _number(text) for name, text in given.items()}
+    if not changes:
+        raise RefusedError(400, f"expected at least one of {listed(LIMITS)}")
+    controls.limit(runtime, task, changes)
+    return Done(f"{task}: " + ", ".join(f"{name} {text}" for name, text in given.items()))
+
+
+def _number(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else text
 
 
 def _trigger(runtime: Runtime, task: str, doc_id: str) -> Done:

@@ -19,9 +19,8 @@ from celery_reactive.dashboard.pages import DEFAULT_SPAN, SPANS
 from celery_reactive.dashboard.parameters import Body, Parameters, doc_id_of, required
 from celery_reactive.dashboard.selecting import FILTERS, PAGING, Listing, Target
 from celery_reactive.dashboard.site import Site, body_of, permission_of
-from celery_reactive.management import listing
+from celery_reactive.management import listing, operations
 from celery_reactive.management.activity import read_activity
-from celery_reactive.management.error_groups import group_errors
 from celery_reactive.management.explain import explain
 from celery_reactive.management.status import read_planning_failures
 
@@ -46,6 +45,7 @@ class Api:
             Route(f"{base}/record", self.record),
             Route(f"{base}/errors", self.errors),
             Route(f"{base}/failures", self.failures),
+            Route(f"{base}/operations", self.operations),
             Route(f"{base}/preview", self.preview, methods=["POST"]),
             *(Route(f"{base}/{action}", self._doing(action), methods=["POST"]) for action in Action),
         ]
@@ -97,8 +97,7 @@ class Api:
     def errors(self, request: Request) -> Response:
         """Return errors in groups."""
         task = _asked(request, ("task",)).text("task")
-        runtime = self._site.runtime
-        found = self._site.recent.get(("errors", task), lambda: group_errors(runtime, task=task))
+        found = self._site.grouped_errors(task)
         return JSONResponse(plain.errors(found, self._site.redaction))
 
     def failures(self, request: Request) -> Response:
@@ -107,6 +106,13 @@ class Api:
         limit = asked.number("limit", default=100, least=1, most=_MOST_FAILURES)
         found = read_planning_failures(self._site.runtime, task=asked.text("task"), limit=limit)
         return JSONResponse({"items": [plain.failure(one, self._site.redaction) for one in found]})
+
+    def operations(self, request: Request) -> Response:
+        """Return bulk work of the last week, the newest first."""
+        asked = _asked(request, ("limit",))
+        limit = asked.number("limit", default=50, least=1, most=operations.MAX_LISTED)
+        found = operations.find(self._site.runtime, limit=limit)
+        return JSONResponse({"items": [plain.operation(one, self._site.redaction) for one in found]})
 
     def preview(self, request: Request) -> Response:
         """Return what `retry` or `discard` with the same body would touch; nothing is changed."""
@@ -121,9 +127,7 @@ class Api:
             actions.refuse_without(permission_of(request), action)
             _asked(request, ())
             fields = Body(body_of(request), actions.fields_of(action))
-            done = actions.perform(self._site.runtime, action, fields)
-            self._site.recent.forget()
-            return JSONResponse({"sentence": done.sentence, "changed": done.changed})
+            return JSONResponse(plain.done(self._site.perform(request, action, fields)))
 
         return act
 

@@ -12,6 +12,8 @@ from celery_reactive.dashboard.access import Action
 from celery_reactive.dashboard.pages import DEFAULT_SPAN, SPANS
 from celery_reactive.management.explain import Outlook
 from celery_reactive.management.listing import SORTABLE
+from celery_reactive.management.operations import Action as OperationAction
+from celery_reactive.store.operations import OperationState
 from celery_reactive.store.unplanned import Reason as Unplannable
 
 BASE = "/api/v1"
@@ -39,6 +41,10 @@ _FIELDS: Mapping[str, tuple[str, Schema]] = {
     "key": ("A record: `[task, document id]` as JSON. Instead of filters.", _TEXT),
     "all": ("Must be true where no filter is given.", {"type": "boolean"}),
     "delay": ('A duration such as `"15m"`.', _TEXT),
+    "rate": ('Most starts in a period, as `"100/m"`; or `unlimited`, or `declared`.', _TEXT),
+    "concurrency": ("Most runs at a time; or `unlimited`, or `declared`.", _TEXT),
+    "priority": ("Of its messages, 0 to 9, 9 most urgent; or `declared`.", _TEXT),
+    "operation": ("Id of an operation.", _TEXT),
     "sort": ("Field to sort by; a minus before it: descending.", {"type": "string", "enum": _SORTS}),
     "limit": (
         f"Most items; more than {selecting.MOST_LIMIT} means {selecting.MOST_LIMIT}.",
@@ -60,6 +66,8 @@ _SUMMARIES: Mapping[Action, str] = {
     Action.RESUME: "End the pause of a task, and a throttle too.",
     Action.THROTTLE: "Start no run of a task until a time.",
     Action.RECONCILE: "Have every document of a task compared with its record.",
+    Action.LIMIT: "Set limits and priority of a task, instead of what it declares.",
+    Action.CANCEL: "Stop an operation after the page it works at.",
 }
 
 
@@ -96,6 +104,7 @@ def document(*, root: str) -> dict[str, Any]:
             f"{BASE}/failures": _reading(
                 "failures", "Documents that could not be planned.", ("task", "limit"), "Failures"
             ),
+            f"{BASE}/operations": _reading("operations", "Bulk work of the last week.", ("limit",), "Operations"),
             f"{BASE}/preview": _changing(
                 "preview", "What retry or discard with the same body would touch.", selecting.TARGETS, "Preview"
             ),
@@ -142,7 +151,7 @@ def _changing(name: str, summary: str, fields: tuple[str, ...], result: str) -> 
     body = {
         "type": "object",
         "properties": properties,
-        "required": [] if is_bulk else list(fields),
+        "required": [] if is_bulk else [field for field in fields if field not in actions.LIMITS],
         "additionalProperties": False,
     }
     return {
@@ -185,7 +194,13 @@ def _responses(result: str) -> dict[str, Any]:
 def _schemas() -> dict[str, Schema]:
     return {
         "Refused": _object({"reason": {"type": "string"}}),
-        "Done": _object({"sentence": {"type": "string"}, "changed": {"type": ["integer", "null"], "minimum": 0}}),
+        "Done": _object(
+            {
+                "sentence": {"type": "string"},
+                "changed": {"type": ["integer", "null"], "minimum": 0},
+                "operation": {"type": ["string", "null"], "description": "Goes on with it; null: it is done."},
+            }
+        ),
         "Preview": _object({"count": _NUMBER, "sample": _list("Record")}),
         "Record": _record(),
         "Page": _object(
@@ -221,6 +236,8 @@ def _schemas() -> dict[str, Schema]:
                 "sample": {"type": "string"},
             }
         ),
+        "Operations": _object({"items": _list("Operation")}),
+        "Operation": _operation(),
         "Failures": _object({"items": _list("Failure")}),
         "Failure": _object(
             {
@@ -235,6 +252,26 @@ def _schemas() -> dict[str, Schema]:
         **_status(),
         **_activity(),
     }
+
+
+def _operation() -> Schema:
+    return _object(
+        {
+            "id": {"type": "string"},
+            "action": {"type": "string", "enum": [action.value for action in OperationAction]},
+            "asked": {"type": "string", "description": "Extended JSON."},
+            "by": {"type": ["string", "null"]},
+            "state": {"type": "string", "enum": [state.value for state in OperationState]},
+            "total": {"type": ["integer", "null"], "minimum": 0},
+            "looked": _NUMBER,
+            "changed": _NUMBER,
+            "error": {"type": ["string", "null"]},
+            "created_at": _TIME,
+            "updated_at": _TIME,
+            "ended_at": _TIME,
+            "is_stalled": {"type": "boolean"},
+        }
+    )
 
 
 def _record() -> Schema:
@@ -293,6 +330,9 @@ def _status() -> dict[str, Schema]:
             "oldest_wait_seconds": _SECONDS,
             "paused": {"type": "boolean"},
             "throttled_until": _TIME,
+            "rate_limit": {"type": ["string", "null"]},
+            "max_concurrency": {"type": ["integer", "null"]},
+            "priority": _NUMBER,
             "is_reconciled": {"type": "boolean"},
             "differs": {"type": "boolean"},
         }

@@ -21,8 +21,8 @@ from celery_reactive.dashboard.parameters import Parameters, doc_id_of, required
 from celery_reactive.dashboard.selecting import FILTERS, PAGING, Listing, Target
 from celery_reactive.dashboard.site import Site, body_of, path_of, permission_of
 from celery_reactive.errors import StatementFailedError
-from celery_reactive.management import listing
-from celery_reactive.management.error_groups import MOST_RECORDS, group_errors
+from celery_reactive.management import listing, operations
+from celery_reactive.management.error_groups import MOST_RECORDS
 from celery_reactive.management.explain import explain
 from celery_reactive.management.status import read_planning_failures
 from celery_reactive.store import activity, definitions, instances, queries
@@ -39,6 +39,7 @@ _MOST_CHARACTERS = 20_000
 """Of a snapshot shown."""
 _MOST_CHANGES = 100
 _MOST_FAILURES = 100
+_MOST_OPERATIONS = 100
 
 
 class Pages:
@@ -56,6 +57,7 @@ class Pages:
             Route("/record", self.record),
             Route("/errors", self.errors),
             Route("/planner", self.planner),
+            Route("/operations", self.operations),
             Route("/find", self.find),
             Route("/confirm/{action}", self.confirm),
             Route("/actions/{action}", self.act, methods=["POST"]),
@@ -143,7 +145,7 @@ class Pages:
         asked = Parameters.of_query(request.scope["query_string"], ("task",), drop_empty=True)
         task = asked.text("task")
         runtime = self._site.runtime
-        found = self._site.recent.get(("errors", task), lambda: group_errors(runtime, task=task))
+        found = self._site.grouped_errors(task)
         tasks = sorted(each.name for each in runtime.registry)
         return self._page(request, "errors.html", found=found, task=task, tasks=tasks, most=MOST_RECORDS)
 
@@ -157,6 +159,14 @@ class Pages:
             status=self._site.status(),
             failures=read_planning_failures(runtime, limit=_MOST_FAILURES),
             instances=instances.read(runtime.connection.globals()),
+        )
+
+    def operations(self, request: Request) -> Response:
+        """Show bulk work of the last week: how far it has come, by whom it was asked for, what it came to."""
+        Parameters.of_query(request.scope["query_string"], ())
+        found = operations.find(self._site.runtime, limit=_MOST_OPERATIONS)
+        return self._page(
+            request, "operations.html", status=self._site.status(), operations=found, most=_MOST_OPERATIONS
         )
 
     def find(self, request: Request) -> Response:
@@ -182,19 +192,22 @@ class Pages:
             target = Target.read(asked)
             preview = actions.preview(self._site.runtime, target)
             return self._page(request, "confirm.html", action=action, fields=target.pairs(), preview=preview)
+        if action is Action.CANCEL:
+            operation = operations.get(self._site.runtime, required(asked, "operation"))
+            fields = [("operation", operation.id)]
+            return self._page(request, "confirm.html", action=action, fields=fields, preview=None, of=operation.action)
         task = self._site.runtime.registry.get(required(asked, "task")).name
         fields = [("task", task)]
         if action is Action.TRIGGER and (doc_id := asked.text("doc_id")) is not None:
             fields.append(("doc_id", id_to_text(doc_id_of(doc_id))))
-        return self._page(request, "confirm.html", action=action, fields=fields, preview=None, task=task)
+        return self._page(request, "confirm.html", action=action, fields=fields, preview=None, of=task)
 
     def act(self, request: Request) -> Response:
         """Do what was confirmed."""
         action = _action_of(request)
         actions.refuse_without(permission_of(request), action)
         fields = Parameters.of_query(body_of(request), actions.fields_of(action), drop_empty=True)
-        done = actions.perform(self._site.runtime, action, fields)
-        self._site.recent.forget()
+        done = self._site.perform(request, action, fields)
         return self._page(request, "done.html", done=done)
 
     def _page(self, request: Request, template: str, **context: Any) -> Response:

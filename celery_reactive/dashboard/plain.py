@@ -11,11 +11,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from celery_reactive.core.record import id_to_text
+from celery_reactive.dashboard.actions import Done
 from celery_reactive.dashboard.redaction import Redaction
 from celery_reactive.management.activity import Activity
 from celery_reactive.management.error_groups import ErrorGroups
 from celery_reactive.management.explain import Explanation
 from celery_reactive.management.listing import Page, TaskRecord
+from celery_reactive.management.operations import Operation
 from celery_reactive.management.reconciling import ReconciliationStatus
 from celery_reactive.management.status import Status, TaskStatus
 from celery_reactive.store.unplanned import Unplanned
@@ -123,6 +125,9 @@ def _task(one: TaskStatus) -> dict[str, Any]:
         "oldest_wait_seconds": _seconds(one.oldest_wait),
         "paused": one.paused,
         "throttled_until": _time(one.throttled_until),
+        "rate_limit": one.rate_limit,
+        "max_concurrency": one.max_concurrency,
+        "priority": one.priority,
         "is_reconciled": one.is_reconciled,
         "differs": one.differs,
     }
@@ -149,6 +154,30 @@ def failure(one: Unplanned, redaction: Redaction) -> dict[str, Any]:
         "error": redaction.text(one.error),
         "since": _time(one.since),
         "tries": one.tries,
+    }
+
+
+def done(what: Done) -> dict[str, Any]:
+    """Return what an action came to."""
+    return {"sentence": what.sentence, "changed": what.changed, "operation": what.operation}
+
+
+def operation(one: Operation, redaction: Redaction) -> dict[str, Any]:
+    """Return an operation."""
+    return {
+        "id": one.id,
+        "action": one.action.value,
+        "asked": redaction.text(id_to_text(one.asked)),
+        "by": one.by,
+        "state": one.state.value,
+        "total": one.total,
+        "looked": one.looked,
+        "changed": one.changed,
+        "error": None if one.error is None else redaction.text(one.error),
+        "created_at": _time(one.created_at),
+        "updated_at": _time(one.updated_at),
+        "ended_at": _time(one.ended_at),
+        "is_stalled": one.is_stalled,
     }
 
 

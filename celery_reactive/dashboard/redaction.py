@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-MASK = "•••"
+from celery_reactive.core.error_template import HIDDEN
+
+MASK = HIDDEN
 SECRET_NAMES = (
     "password",
     "passwd",

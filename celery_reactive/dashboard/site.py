@@ -15,10 +15,12 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from celery_reactive.core.record import id_to_text
 from celery_reactive.core.task import ReactiveTask
-from celery_reactive.dashboard import wording
-from celery_reactive.dashboard.access import Action, Permission, RefusedError
+from celery_reactive.dashboard import actions, wording
+from celery_reactive.dashboard.access import USER, Action, Permission, RefusedError
+from celery_reactive.dashboard.actions import Done
 from celery_reactive.dashboard.guard import BODY, PERMISSION, is_api
 from celery_reactive.dashboard.options import Options
+from celery_reactive.dashboard.parameters import Fields
 from celery_reactive.dashboard.recent import Recent
 from celery_reactive.dashboard.redaction import Redaction
 from celery_reactive.dashboard.selecting import key_text
@@ -30,6 +32,7 @@ from celery_reactive.errors import (
     StoreUnavailableError,
     UnknownTaskError,
 )
+from celery_reactive.management.error_groups import ErrorGroups, group_errors
 from celery_reactive.management.status import Status, read_status
 from celery_reactive.runtime import Runtime
 
@@ -82,6 +85,25 @@ class Site:
     def status(self) -> Status:
         """Return the state of the system, as it was a moment ago."""
         return self.recent.get("status", lambda: read_status(self.runtime, group=self.options.group))
+
+    def grouped_errors(self, task: str | None) -> ErrorGroups:
+        """Return the errors in groups, as they were a moment ago."""
+        runtime = self.runtime
+        masked = self.redaction.text
+        return self.recent.get(("errors", task), lambda: group_errors(runtime, task=task, masked=masked))
+
+    def perform(self, request: Request, action: Action, fields: Fields) -> Done:
+        """Do what *request* may do and asks for, and forget what is out of date by that.
+
+        Raises:
+            RefusedError: The fields do not say what on.
+            ReactiveError: What management raises.
+        """
+        user: str | None = request.scope.get(USER)
+        try:
+            return actions.perform(self.runtime, action, fields, by=f"{user or 'somebody'} (dashboard)")
+        finally:
+            self.recent.forget()
 
     def page(self, request: Request, template: str, *, code: int = 200, **context: Any) -> Response:
         """Return a page; of one that is shown inside of another only that part."""

@@ -48,7 +48,7 @@ def milliseconds(number: float) -> str:
 
 
 def _units(seconds: int) -> list[str]:
-    sizes = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    sizes = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     parts = []
     for unit, size in sizes:
         number, seconds = divmod(seconds, size)

@@ -6,7 +6,7 @@ Called by the dashboard. Reads only. Looks at a limited number of records, the n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from celery_reactive.core.error_template import LONGEST, template_of
@@ -59,12 +59,15 @@ class ErrorGroups:
     """Whether there are more than were looked at."""
 
 
-def group_errors(runtime: Runtime, *, task: str | None = None) -> ErrorGroups:
+def group_errors(
+    runtime: Runtime, *, task: str | None = None, masked: Callable[[str], str] = lambda text: text
+) -> ErrorGroups:
     """Return the errors of the newest failed and the newest pending records, in groups.
 
     Args:
         runtime: The app's parts.
         task: Only this task's; None: all.
+        masked: Applied to each message before anything else; puts `error_template.HIDDEN` for what nobody may see.
 
     Raises:
         UnknownTaskError: There is no such task; the message lists the known ones.
@@ -81,8 +84,9 @@ def group_errors(runtime: Runtime, *, task: str | None = None) -> ErrorGroups:
     groups: dict[tuple[str, str], ErrorGroup] = {}
     for state, sample in found:
         for error in sample.errors:
-            key = (error.task, template_of(error.text))
-            groups[key] = _joined(groups.get(key), error, state)
+            shown = dataclasses.replace(error, text=masked(error.text))
+            key = (error.task, template_of(shown.text))
+            groups[key] = _joined(groups.get(key), shown, state)
     return ErrorGroups(
         groups=tuple(sorted(groups.values(), key=lambda group: (-group.count, group.task, group.template))),
         looked_at=sum(sample.looked_at for _, sample in found),
