@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from types import EllipsisType
 from typing import Any, ClassVar, Self, Unpack
@@ -24,12 +25,15 @@ from celery_reactive.errors import ConfigurationError, ReactiveError
 from celery_reactive.events import Event
 from celery_reactive.management import by_hand, cleanup, controls, listing, operations, reconciling
 from celery_reactive.management import explain as explaining
+from celery_reactive.management import plan as planning
 from celery_reactive.management.explain import Explanation
 from celery_reactive.management.listing import Page
 from celery_reactive.management.operations import Action, Operation
+from celery_reactive.management.plan import PlanReport
 from celery_reactive.management.selection import TaskFilters
 from celery_reactive.management.status import Status, read_planning_failures, read_status
 from celery_reactive.metrics.expose import CONTENT_TYPE
+from celery_reactive.metrics.serve import Port, listen
 from celery_reactive.metrics.system import Metrics
 from celery_reactive.metrics.worker import WorkerMetrics
 from celery_reactive.runtime import Runtime
@@ -58,7 +62,7 @@ def reactive_task(*arguments: Any, **options: Any) -> Callable[[Any], Any]:
         arguments: None: options are given by name.
         options: `collection` (required), `task`, `database`, `filter`, `watch_projection`, `backfill`, `debounce`,
             `debounce_max_wait`, `retry_policy`, `cleanup_policy`, `execution_history_limit`, `evolution`, `chunk`,
-            `group`, `priority`, `rate_limit`, `max_concurrency`.
+            `batch`, `group`, `priority`, `rate_limit`, `max_concurrency`.
 
     Returns:
         A decorator that returns the Celery task; its definition is at `task.reactive`.
@@ -401,7 +405,27 @@ class Reactive:
         self._knowing_all_tasks()
         return self._counting().registry()
 
-    def is_planner_ready(self, group: str = DEFAULT_GROUP) -> bool:
+    def serve_planner(
+        self, port: int | None, *, host: str | None = None, group: str = DEFAULT_GROUP
+    ) -> AbstractContextManager[Port | None]:
+        """Serve `/metrics`, `/healthz` and `/readyz` inside the block, beside a planner in this process.
+
+        Args:
+            port: 0: a free one; None: nothing is served.
+            host: None: as `reactive_metrics_host` says, loopback by default.
+            group: The planner's group.
+
+        Raises:
+            ConfigurationError: The address cannot be had.
+        """
+        if port is None:
+            return nullcontext()
+        counting = self._counting()
+        text = counting.exposition.text if counting.enabled else None
+        listening = listen(host or counting.host, port)
+        return Port(listening, text=text, is_ready=lambda: self._is_planner_ready(group))
+
+    def _is_planner_ready(self, group: str) -> bool:
         """Whether a planner of *group* runs in this process and its database answers: it leads, or stands by."""
         if group not in self._counting().standing.groups:
             return False
@@ -585,6 +609,21 @@ class Reactive:
         """
         runtime = self._knowing_all_tasks()
         return explaining.explain(runtime, task, doc_id, queue=self._queue_of(runtime.registry.get(task)))
+
+    def plan(self, task: str) -> PlanReport:
+        """Return what a deployment of this code would do for *task*: a dry run that writes nothing (B-53).
+
+        It reads every document of the watched collection once, with flat memory.
+
+        Args:
+            task: The task's name.
+
+        Raises:
+            UnknownTaskError: There is no such task; the message lists the known ones.
+            ConfigurationError: The server cannot compile filter or projection, or the collection cannot be watched.
+            StoreUnavailableError: MongoDB does not answer.
+        """
+        return planning.plan(self._knowing_all_tasks(), task)
 
     def _queue_of(self, task: ReactiveTask) -> str | None:
         """Return the name of the queue that messages of *task* go to; None where only the message would tell."""

@@ -18,7 +18,9 @@ from celery_reactive.cli.controls import pause, resume, throttle, trigger
 from celery_reactive.cli.demo.command import demo
 from celery_reactive.cli.guard import GuardedGroup, traceback_option
 from celery_reactive.cli.limit import limit
+from celery_reactive.cli.metrics import metrics
 from celery_reactive.cli.operations import operations
+from celery_reactive.cli.plan import plan
 from celery_reactive.cli.planner import planner
 from celery_reactive.cli.reconcile import reconcile
 from celery_reactive.cli.status import failures, status
@@ -38,9 +40,11 @@ for _command in (
     status,
     failures,
     limit,
+    plan,
     reconcile,
     tasks,
     cleanup,
+    metrics,
     demo,
     pause,
     resume,

@@ -90,6 +90,14 @@ class Controls:
             tuple((frozenset(generations), _projection(text)) for text, generations in earlier.items()),
         )
 
+    def lineage_under(self, task: ReactiveTask) -> Lineage:
+        """Return the lineage as it would be once *task* is stored: what its deployment would compare."""
+        if self.generation == 0 or (self.filter_text, self.projection_text) == definition_texts(task):
+            return self.lineage
+        past = (*self.past, (self.generation, self.projection_text))[-_KNOWN_GENERATIONS:]
+        text = definition_texts(task)[1]
+        return dataclasses.replace(self, generation=self.generation + 1, projection_text=text, past=past).lineage
+
     def applied_to(self, task: ReactiveTask) -> ReactiveTask:
         """Return *task* with the stored filter and projection: workers check documents with those (B-43)."""
         if not self.filter_text or (self.filter_text, self.projection_text) == definition_texts(task):

@@ -279,3 +279,15 @@ def test_a_task_is_held_back_and_run_by_hand(typed: Typed, app: Celery, sync: Be
     sync.put(on(5))
     assert typed("trigger", "sync", "5").stdout == "sync[5] runs now\n"
     assert sync.state(5) is RecordState.PENDING
+
+
+def test_a_deployment_is_tried_dry(typed: Typed, sync: Bench) -> None:
+    """B-53: what it would do, with examples; --dry-run is said or not."""
+    sync.put(on(1))
+    shown = typed("plan", "sync", "--dry-run").stdout
+    assert "is new" in shown
+    assert "nothing written" in shown
+    report = of(typed("plan", "sync", "--json"))
+    assert (report["create"], report["samples"]) == (1, {"create": [1]})
+    assert sync.records.count_documents({}) == 0
+    assert typed("plan", "synk").exit_code == 1
