@@ -15,6 +15,7 @@ import click
 from celery_reactive.cli import project
 from celery_reactive.cli.cleanup import cleanup
 from celery_reactive.cli.controls import pause, resume, throttle, trigger
+from celery_reactive.cli.dashboard import dashboard
 from celery_reactive.cli.demo.command import demo
 from celery_reactive.cli.guard import GuardedGroup, traceback_option
 from celery_reactive.cli.limit import limit
@@ -45,6 +46,7 @@ for _command in (
     tasks,
     cleanup,
     metrics,
+    dashboard,
     demo,
     pause,
     resume,

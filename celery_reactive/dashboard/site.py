@@ -115,6 +115,7 @@ class Site:
             "query": request.url.query,
             "may": lambda action: Action(action) in permission,
             "is_read_only": not permission,
+            "has_entered": PERMISSION in request.scope,
             "is_part": "hx-request" in request.headers and "hx-boosted" not in request.headers,
         }
         return HTMLResponse(self._templates.get_template(template).render(**known, **context), code)

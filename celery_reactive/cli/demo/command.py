@@ -29,8 +29,8 @@ def demo(seconds: float, *, keep: bool) -> None:
     """Play the whole system on this machine, kill the leading planner, and audit what came of it.
 
     Starts a MongoDB and a Valkey of its own (or uses those that MONGODB_URL and BROKER_URL name), two planners, a
-    worker, and a shop that writes orders. Ends with 0 only if every order's last state was handled, and none twice
-    at the same time.
+    worker, the dashboard, and a shop that writes orders. Ends with 0 only if every order's last state was handled, and
+    none twice at the same time.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = _console()
@@ -49,6 +49,8 @@ def _wait_for_ctrl_c(console: Console, stage: story.Stage) -> None:
     console.print(f"  export CELERY_REACTIVE_MONGODB_URL='{stage.mongodb_url}'", markup=False, soft_wrap=True)
     console.print(f"  export CELERY_BROKER_URL='{stage.broker_url}'", markup=False, soft_wrap=True)
     console.print("  celery-reactive -A celery_reactive.cli.demo.app status", markup=False)
+    if stage.dashboard_url is not None:
+        console.print(f"Dashboard: {stage.dashboard_url}", markup=False)
     with suppress(KeyboardInterrupt):
         threading.Event().wait()
 

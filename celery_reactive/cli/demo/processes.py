@@ -80,6 +80,12 @@ class Child:
         )
 
     @classmethod
+    def dashboard(cls, name: str, port: int, *, folder: Path, environment: Mapping[str, str]) -> Self:
+        """Start the web dashboard, for this machine only."""
+        options = ["dashboard", f"--port={port}", "--title=demo"]
+        return cls(name, ["-m", "celery_reactive.cli", "-A", _APP, *options], folder=folder, environment=environment)
+
+    @classmethod
     def shop(cls, name: str, url: str, seconds: float, *, folder: Path) -> Self:
         """Start the shop; it ends by itself after *seconds*."""
         return cls(name, ["-P", str(_WRITER), url, str(seconds)], folder=folder, environment={})

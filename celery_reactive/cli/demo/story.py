@@ -8,11 +8,12 @@ started, last the servers.
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 from pymongo import MongoClient
 
 from celery_reactive import embedded
+from celery_reactive.cli.dashboard import is_installed
 from celery_reactive.cli.demo import audit
 from celery_reactive.cli.demo.audit import Takeover, Verdict
 from celery_reactive.cli.demo.board import Board
@@ -47,6 +49,8 @@ class Stage:
         self.broker_url = broker_url
         self.folder = folder
         self.shop: audit.Shop = client.get_default_database()
+        self.dashboard_url: str | None = None
+        """None: what it needs is not installed."""
         self.children: dict[str, Child] = {}
         self.may_have_ended: set[str] = set()
         """Names of the children whose end is part of the story."""
@@ -126,7 +130,25 @@ def set_stage(board: Board) -> Iterator[Stage]:
         for planner in ("planner-a", "planner-b"):
             stage.add(Child.planner(planner, folder=folder, environment=environment))
         stage.add(Child.worker("worker", folder=folder, environment=environment))
+        _open_dashboard(stage, board, environment)
         yield stage
+
+
+def _open_dashboard(stage: Stage, board: Board, environment: Mapping[str, str]) -> None:
+    if not is_installed():
+        board.tell("no dashboard: pip install 'celery-reactive[dashboard]' to see it too")
+        return
+    port = _free_port()
+    stage.add(Child.dashboard("dashboard", port, folder=stage.folder, environment=environment))
+    stage.may_have_ended.add("dashboard")
+    stage.dashboard_url = f"http://localhost:{port}/"
+    board.tell(f"dashboard at {stage.dashboard_url}", "cyan")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
 
 
 def _end(stage: Stage, board: Board) -> None:
