@@ -29,7 +29,7 @@ _NEEDED = ("jinja2", "starlette", "uvicorn")
 @click.option("--flower-url", help="Where Flower is, for links to Celery tasks.")
 @click.option("--group", default=DEFAULT_GROUP, show_default=True, help="The planner group whose leader is shown.")
 @click.pass_context
-def dashboard(ctx: click.Context, *, host: str, port: int, **options: Any) -> None:
+def dashboard(ctx: click.Context, /, *, host: str, port: int, **options: Any) -> None:
     """Serve the web dashboard until SIGTERM or SIGINT.
 
     Listens at an address that others can reach only with credentials, from the environment:
