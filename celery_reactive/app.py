@@ -28,6 +28,7 @@ from celery_reactive.management import explain as explaining
 from celery_reactive.management import plan as planning
 from celery_reactive.management.explain import Explanation
 from celery_reactive.management.listing import Page
+from celery_reactive.management.locks import Lock
 from celery_reactive.management.operations import Action, Operation
 from celery_reactive.management.plan import PlanReport
 from celery_reactive.management.selection import TaskFilters
@@ -168,6 +169,23 @@ def _refuse_other_arguments(task: Task) -> None:
         raise ConfigurationError(task.name, [problem]) from error
 
 
+def _refuse_a_limit_per_worker(task: Task) -> None:
+    """Refuse Celery's own `rate_limit` of a task: it holds for each worker by itself (B-58).
+
+    The app's `task_default_rate_limit`, which a task has taken over by now, is not its own.
+
+    Raises:
+        ConfigurationError: The task has one.
+    """
+    limit = task.rate_limit
+    if limit is not None and limit != task.app.conf.task_default_rate_limit:
+        problem = (
+            f"rate_limit: expected it at @reactive_task, for all workers together, got {shown(limit)} at the Celery "
+            "task, where it would be for each worker by itself and keep messages back in it"
+        )
+        raise ConfigurationError(task.name, [problem])
+
+
 def _provisional_name(function: Callable[..., Any] | None) -> str:
     """Return the name by which an error at declaration names a task that Celery has not named yet."""
     if function is None:
@@ -229,6 +247,7 @@ def _make_reactive(task: Task, options: dict[str, Any]) -> None:
         raise ConfigurationError(task.reactive.name, ["expected one @reactive_task on a Celery task, got two"])
     definition = declare(task.name, options)
     _refuse_other_arguments(task)
+    _refuse_a_limit_per_worker(task)
     handle = Reactive.of(task.app)
     handle.registry.add(definition, celery_name=task.name)
     tracer = task.__dict__.pop("__trace__", None)
@@ -702,6 +721,25 @@ class Reactive:
             StoreUnavailableError: It may have been cancelled.
         """
         return operations.cancel(self.runtime, operation)
+
+    def lock(self, key: str, *, wait: Duration = "3s", expire: Duration = "15s") -> Lock:
+        """Return a lock in MongoDB, to be held by `with`: one holder at a time among all processes.
+
+        It is renewed while it is held. `with reactive.lock("nightly") as held:` gives `held.fence`, which grows with
+        each holder, and `held.lost`, which is true when somebody else may hold it. It is not entered twice.
+
+        Args:
+            key: Its name, 1 to 500 characters.
+            wait: How long to wait for it; zero: one try.
+            expire: How long it outlives a holder that has vanished; at least a second.
+
+        Returns:
+            A context manager; entering it raises `LockAlreadyAcquiredError` where somebody else holds the lock.
+
+        Raises:
+            ConfigurationError: An argument has no meaning.
+        """
+        return Lock(self.runtime, key, wait=wait, expire=expire)
 
     def pause(self, task: str) -> None:
         """Start no run of *task*, anywhere, until it is resumed; its documents are planned meanwhile (B-53).

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -30,11 +30,12 @@ from celery.states import IGNORED
 from celery.utils.time import maybe_make_aware
 
 from celery_reactive.core.duration import LONGEST
-from celery_reactive.core.message import MessageError, Named, is_reactive, unpack
+from celery_reactive.core.message import MessageError, Named, is_reactive, shown_ids, unpack
 from celery_reactive.core.outcome import Completed, Deferred, Errored, Exhausted, GivenBack, Outcome, Overtaken, Skipped
 from celery_reactive.core.record import id_to_text
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreUnavailableError
+from celery_reactive.worker.batch import outcomes_of_error
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.execute import confirm_completion, execute, outcome_of_error, outcome_of_return
 from celery_reactive.worker.monitors import Told, own_request, run_of_record, still_true
@@ -63,18 +64,23 @@ class RuntimeOf(Protocol):
 
 
 Tracer = Callable[[str, Any, Any, Any], Any]
+Argument = TaskContext | list[TaskContext]
+"""What a handler is called with: a context, or those of a batch (B-60)."""
+_WORSE = (Completed, Skipped, Deferred, Overtaken, GivenBack, Errored, Exhausted)
+"""What a batch shows of its outcomes in Flower is the last of these."""
 
 
 class _Current(threading.local):
     """What the present thread is about to run, or runs."""
 
-    next: tuple[Run, TaskContext] | None = None
+    next: tuple[Sequence[Run], Sequence[TaskContext]] | None = None
     run: Run | None = None
+    """The one that runs; of a batch the first."""
     celery_id: str | None = None
     """Of `run`."""
     asked: Retry | None = None
     """What `retry(throw=False)` returned in this run."""
-    outcome: Outcome | None = None
+    outcomes: Sequence[Outcome] | None = None
 
 
 _current = _Current()
@@ -128,6 +134,12 @@ class ReactiveMixin(Task):
                 "time limits are not in force on this pool, a run may take as long as it likes",
                 extra={"event": "time_limits_ignored", "task": self.name},
             )
+        if self.rate_limit:
+            logger.warning(
+                "task_default_rate_limit keeps messages back in each worker by itself; for all workers together set "
+                "rate_limit at @reactive_task",
+                extra={"event": "rate_limit_per_worker", "task": self.name},
+            )
         # What tells of a message's receipt is Celery's strategy; the Request does it, for each record.
         tells: bool = self.send_events
         self.send_events = False
@@ -153,7 +165,7 @@ class ReactiveMixin(Task):
         following, _current.next = _current.next, None
         if following is None:
             return self._call_as_celery_would(*args, **kwargs)
-        return self._run_record(*following)
+        return self._run_records(*following)
 
     def retry(
         self,
@@ -212,13 +224,15 @@ class ReactiveMixin(Task):
         told: list[Told] = []
         named: list[Named] = []
 
-        def body(run: Run, context: TaskContext) -> Outcome:
+        def body(runs: Sequence[Run], contexts: Sequence[TaskContext]) -> Sequence[Outcome]:
             started = time.time()
-            celery_id, result, outcome = self._trace_record(tracer, request, run, context)
+            own = self._own_request(request, runs)
+            result, outcomes = self._trace_call(tracer, own, runs, contexts)
             if request.get(REPORT):
-                told.append(run_of_record(celery_id, result, outcome, started=started, now=run.server_time()))
+                (run,), (outcome,) = runs, outcomes
+                told.append(run_of_record(own["id"], result, outcome, started=started, now=run.server_time()))
             results.append(result)
-            return outcome
+            return outcomes
 
         try:
             named = unpack(self.reactive.name, request, args)
@@ -235,43 +249,48 @@ class ReactiveMixin(Task):
             logger.error("%s", error, extra={"event": "message_unreadable"})  # noqa: TRY400 -- no traceback helps
         except StoreUnavailableError as error:
             logger.warning("nothing claimed, MongoDB does not answer: %s", error, extra={"event": "claim_failed"})
-        if len(named) > 1:
+        if len(named) > 1 and not self.reactive.batch:
             return trace_ok_t(None, None, 0.0, still_true(told))
         return results[0] if results else _nothing_to_tell()
 
-    def _trace_record(
+    def _own_request(self, request: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+        """Return the Celery request of a call: of its record, or of its message for a batch (B-60)."""
+        texts = [id_to_text(run.claim.key.doc_id) for run in runs]
+        claim = runs[0].claim
+        if self.reactive.batch:
+            return {**request, "args": (texts,), "argsrepr": shown_ids(texts), "kwargsrepr": "{}"}
+        celery_id = claim.key.celery_id(runs[0].runtime.connection.namespace(runs[0].task), claim.cycle)
+        return own_request(request, celery_id, texts[0], retries=claim.attempt - 1)
+
+    def _trace_call(
         self,
         tracer: Tracer,
-        request: Mapping[str, Any],
-        run: Run,
-        context: TaskContext,
-    ) -> tuple[str, Any, Outcome]:
-        """Run one record through Celery's tracer, with its own request; return its Celery id, result and outcome."""
-        claim = run.claim
-        text = id_to_text(claim.key.doc_id)
-        celery_id = claim.key.celery_id(run.runtime.connection.namespace(run.task), claim.cycle)
-        own = own_request(request, celery_id, text, retries=claim.attempt - 1)
-        _current.next, _current.outcome = (run, context), None
+        own: dict[str, Any],
+        runs: Sequence[Run],
+        contexts: Sequence[TaskContext],
+    ) -> tuple[Any, Sequence[Outcome]]:
+        """Call the handler through Celery's tracer; return Celery's result and what the runs came to."""
+        _current.next, _current.outcomes = (runs, contexts), None
         try:
-            result = tracer(celery_id, (text,), {}, own)
+            result = tracer(own["id"], own["args"], {}, own)
         finally:
             _current.next = None
-        outcome, _current.outcome = _current.outcome, None
-        if outcome is None:
+        outcomes, _current.outcomes = _current.outcomes, None
+        if outcomes is None:
             # Celery failed before the handler was called, e.g. in `before_start`.
             error = getattr(result.info, "retval", None) or RuntimeError("Celery did not call the handler")
-            outcome = outcome_of_error(run, error)
-        return celery_id, result, outcome
+            outcomes = self._outcomes_of_error(runs, error)
+        return result, outcomes
 
-    # --- one record ------------------------------------------------------------------------------
+    # --- one call --------------------------------------------------------------------------------
 
-    def _run_record(self, run: Run, context: TaskContext) -> None:
+    def _run_records(self, runs: Sequence[Run], contexts: Sequence[TaskContext]) -> None:
         """Call the handler; tell the tracer, by what is raised, what Celery shall make of it."""
         outer, outer_id = _current.run, _current.celery_id
-        _current.run, _current.celery_id, _current.asked = run, self.request.id, None
+        _current.run, _current.celery_id, _current.asked = runs[0], self.request.id, None
         cause: BaseException | None = None
         try:
-            self._call_handler(run, context)
+            self._call_handler(runs[0].runtime, list(contexts) if self.reactive.batch else contexts[0])
             # The same end as with `throw=True`.
             cause = _current.asked
         except MemoryError:
@@ -280,14 +299,31 @@ class ReactiveMixin(Task):
             cause = error
         finally:
             _current.run, _current.celery_id = outer, outer_id
-            run.ended = True
-        confirm_completion(run)
+            for run in runs:
+                run.ended = True
+        for run in runs:
+            confirm_completion(run)
         if cause is None:
-            outcome = outcome_of_return(run)
+            outcomes: Sequence[Outcome] = [outcome_of_return(run) for run in runs]
         else:
-            cause, outcome = self._outcome_of(run, cause)
-        _current.outcome = outcome
-        self._tell_celery(outcome, cause)
+            outcomes = self._outcomes_of_error(runs, cause)
+        _current.outcomes = outcomes
+        self._tell_celery(*self._shown(runs, outcomes, cause))
+
+    def _outcomes_of_error(self, runs: Sequence[Run], error: BaseException) -> Sequence[Outcome]:
+        def of_one(run: Run) -> Outcome:
+            return self._outcome_of(run, error)[1]
+
+        return outcomes_of_error(runs, error, of_one) if self.reactive.batch else [of_one(runs[0])]
+
+    def _shown(
+        self, runs: Sequence[Run], outcomes: Sequence[Outcome], cause: BaseException | None
+    ) -> tuple[Outcome, BaseException | None]:
+        """Return what Celery is told of: the outcome of a record; of a batch one that failed, if any has."""
+        if len(runs) == 1:
+            return outcomes[0], cause if cause is None else self._outcome_of(runs[0], cause)[0]
+        worst = max(range(len(runs)), key=lambda place: _WORSE.index(type(outcomes[place])))
+        return outcomes[worst], runs[worst].failure or cause
 
     def _outcome_of(self, run: Run, error: BaseException) -> tuple[BaseException, Outcome]:
         match error:
@@ -326,15 +362,15 @@ class ReactiveMixin(Task):
             case Exhausted():
                 raise _plain(cause) or RuntimeError(outcome.error.message)
 
-    def _call_handler(self, run: Run, context: TaskContext) -> None:
-        caller = run.runtime.task_caller
+    def _call_handler(self, runtime: Runtime, context: Argument) -> None:
+        caller = runtime.task_caller
         call = self._handler_call(context)
         if caller is None:
             call()
         else:
             _call_through(caller, call, context)
 
-    def _handler_call(self, context: TaskContext) -> Callable[[], None]:
+    def _handler_call(self, context: Argument) -> Callable[[], None]:
         def call() -> None:
             _complete(super(ReactiveMixin, self).__call__(context) if self._has_own_call() else self.run(context))
 
@@ -358,7 +394,7 @@ def limits_in_force(hard: float | None, soft: float | None, pool: Any) -> bool:
     return bool((hard or soft) if prefork else (hard and pool.is_green))
 
 
-def _call_through(caller: Callable[..., Any], call: Callable[[], None], context: TaskContext) -> None:
+def _call_through(caller: Callable[..., Any], call: Callable[[], None], context: Argument) -> None:
     """Call the handler through `reactive_task_caller`, which cannot turn its error into a success (B-37)."""
     raised: list[BaseException] = []
 

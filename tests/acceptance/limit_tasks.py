@@ -12,6 +12,7 @@ app.conf.reactive_mongodb_url = os.environ["MONGODB_URL"]
 app.conf.reactive_leader_ttl = "3s"
 app.conf.reactive_visibility_timeout = "3s"
 app.conf.broker_connection_retry_on_startup = True
+app.conf.task_default_rate_limit = os.environ.get("DEFAULT_RATE")
 
 
 def note(ctx, seconds):

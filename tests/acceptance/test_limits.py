@@ -79,9 +79,9 @@ def test_a_rate_holds_for_all_workers_and_is_used_up(shop: Project) -> None:
 
 def test_few_run_at_a_time(shop: Project) -> None:
     """B-58: two of four processes' runs at any moment, one after the other without a pause."""
+    shop.environment["DEFAULT_RATE"] = "1000/s"
     shop.planner("one")
-    for name in ("w1@here", "w2@here"):
-        shop.worker("--concurrency", "2", "--hostname", name)
+    workers = [shop.worker("--concurrency", "2", "--hostname", name) for name in ("w1@here", "w2@here")]
     write(shop, "loose", range(1000, 1004))
     shop.wait_until(lambda: len(begun(shop, "loose")) == 4)
     write(shop, "narrow", range(40))
@@ -89,6 +89,7 @@ def test_few_run_at_a_time(shop: Project) -> None:
     runs = list(shop.database.runs.find({"task": "narrow"}))
     assert max(sum(one["began"] <= run["began"] < one["ended"] for one in runs) for run in runs) == 2
     assert max(run["ended"] for run in runs) - min(run["began"] for run in runs) < 4.0
+    assert "task_default_rate_limit keeps messages back in each worker by itself" in workers[0].text()
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["process", "worker"])

@@ -16,12 +16,13 @@ from bson import Decimal128, ObjectId, Timestamp, json_util
 
 from celery_reactive import embedded
 from celery_reactive.core.declaration import declare
+from celery_reactive.core.limits import Limits, Rate
 from celery_reactive.core.outcome import Completed, Deferred, GivenBack, Skipped
 from celery_reactive.core.record import EXACT_EJSON, RecordKey
 from celery_reactive.core.registry import Registry
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
-from celery_reactive.store import checkpoints, definitions, leadership, positions, records, unplanned, wake
+from celery_reactive.store import checkpoints, definitions, leadership, limiters, positions, records, unplanned, wake
 from celery_reactive.store.checkpoints import Checkpoint, Scanned
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.positions import Position
@@ -31,6 +32,7 @@ from tests.integration.bench import TOOK, Bench, overtaken
 FOLDER = Path(__file__).with_name("stored")
 RELEASE = "0.1"
 TASK = "shop.sync"
+LIMITS = Limits(Rate(10, timedelta(days=36500)), 3)
 OPTIONS: dict[str, Any] = {
     "collection": "orders",
     "filter": {"on": True},
@@ -107,6 +109,11 @@ def _globals(connection: Connection, bench: Bench) -> None:
     definitions.throttle(globals_, TASK, bench.now())
     definitions.set_paused(globals_, "shop.index", paused=True)
     definitions.request_reconciliation(globals_, "shop.index")
+    definitions.set_limits(globals_, "shop.index", {"rate": LIMITS.rate, "concurrency": 3, "priority": 9})
+    for token in ("settled", "open"):
+        limiters.take(globals_, token, [bench.key("processing")], LIMITS, wanted=1)
+    limiters.settle(globals_, TASK, "settled", LIMITS)
+    limiters.await_room(globals_, TASK, LIMITS)
     database = connection.default_database
     covers = frozenset({(TASK, 3), ("shop.index", 1)})
     position = Position({"_data": "8263"}, Timestamp(1_700_000_000, 3), ObjectId("5f0000000000000000000002"), covers)

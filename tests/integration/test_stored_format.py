@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from bson import json_util
 
+from celery_reactive.core.limits import Overrides
 from celery_reactive.core.outcome import Completed
 from celery_reactive.core.record import EXACT_EJSON
 from celery_reactive.core.states import FINAL, RUNNING, RecordState
@@ -15,7 +16,7 @@ from celery_reactive.management.status import read_status
 from celery_reactive.planner import process
 from celery_reactive.planner.plan import Planning
 from celery_reactive.settings import Settings
-from celery_reactive.store import checkpoints, definitions, leadership, positions, records, unplanned
+from celery_reactive.store import checkpoints, definitions, leadership, limiters, positions, records, unplanned
 from celery_reactive.store.connection import Connection
 from tests.integration import stored_format
 from tests.integration.bench import TOOK, Bench
@@ -63,7 +64,11 @@ def test_the_globals_are_read(upgraded: Bench, settings: Settings) -> None:
     stored = definitions.read(globals_, TASK)
     assert (stored.generation, stored.reconciled_generation, stored.handler_version) == (3, 3, 2)
     assert stored.lineage.comparable == {1, 3}
-    assert definitions.read(globals_, "shop.index").paused
+    held = definitions.read(globals_, "shop.index")
+    assert held.paused
+    assert held.overrides == Overrides(stored_format.LIMITS.rate, 3, 9)
+    room = limiters.room(globals_, {TASK: stored_format.LIMITS})[TASK]
+    assert (room.records, [slots.token for slots in limiters.held(globals_, [TASK])]) == (2, ["open"])
     position = positions.read(globals_, "default", database)
     assert position is not None
     assert position.covers == {(TASK, 3), ("shop.index", 1)}

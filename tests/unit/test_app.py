@@ -214,6 +214,16 @@ def test_a_decorator_between_is_refused(new_app: MakeApp) -> None:
         reactive_task(collection="docs")(audited)
 
 
+def test_a_limit_for_each_worker_is_refused(new_app: MakeApp) -> None:
+    """B-58: Celery's own `rate_limit` of the task; what the app sets for all its tasks is not the task's."""
+    app = new_app(task_default_rate_limit="100/s")
+    reactive_task(collection="docs")(app.task(name="usual")(handle))
+    app.finalize()
+    task = app.task(name="limited", rate_limit="10/m")(handle)
+    with pytest.raises(ConfigurationError, match="limited: rate_limit: expected it at @reactive_task"):
+        reactive_task(collection="docs")(task)
+
+
 def takes_nothing() -> None:
     """Do nothing."""
 
