@@ -41,6 +41,7 @@ from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
 from celery_reactive.signals import SIGNALS
 from celery_reactive.store import queries
+from celery_reactive.store import locks
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.errors import time_limit
 from celery_reactive.store.unplanned import Unplanned
@@ -50,6 +51,7 @@ from celery_reactive.worker.presence import Presence
 _HANDLE = "_celery_reactive"
 _OPERATIONS_SECONDS = 1.0
 """How often a leader looks for bulk work that nobody runs: one small query."""
+_LOCKS_SECONDS = 3600.0
 _READY_WITHIN = timedelta(seconds=2)
 
 
@@ -391,7 +393,10 @@ class Reactive:
         runtime = self.runtime
         publisher, ends = Publisher(self._app, runtime), stop or threading.Event()
         metrics = self._counting()
-        duties = [process.Duty("operations", lambda _, ended: _go_on_with_operations(runtime, ended))]
+        duties = [
+            process.Duty("operations", lambda _, ended: _go_on_with_operations(runtime, ended)),
+            process.Duty("locks", lambda _, ended: _forget_old_locks(runtime, ended)),
+        ]
         if metrics.enabled:
             duties.append(process.Duty("metrics", lambda term, ended: metrics.chores(group, term, ended)))
         try:
@@ -890,6 +895,16 @@ def _go_on_with_operations(runtime: Runtime, ended: threading.Event) -> Callable
 def _extra_missing(error: ModuleNotFoundError) -> ConfigurationError:
     problem = f"expected the extra of this name, {error.name} is missing: pip install 'celery-reactive[dashboard]'"
     return ConfigurationError("dashboard", [problem])
+
+
+def _forget_old_locks(runtime: Runtime, ended: threading.Event) -> Callable[[], None]:
+    """Return the step of a leader that removes what vanished holders of locks have left."""
+
+    def step() -> None:
+        if not ended.wait(_LOCKS_SECONDS):
+            locks.forget_expired(runtime.connection.globals())
+
+    return step
 
 
 def _imported(key: str, named: Any) -> Any:
