@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from celery_reactive.core.limits import Limits, Rate
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreUnavailableError
 from celery_reactive.planner import dispatch
@@ -22,7 +24,7 @@ from celery_reactive.planner.publish import (
     Publisher,
 )
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import instances, records
+from celery_reactive.store import definitions, instances, limiters, records
 from celery_reactive.store.instances import WorkerFacts
 from tests.integration.bench import Bench
 from tests.integration.conftest import MakeBench, MakeDesk
@@ -206,6 +208,53 @@ def test_what_is_marked_before_the_database_goes_away_is_published(
 def documents(number: int, *, first: int = 0) -> list[dict[str, Any]]:
     """Return documents that concern a task."""
     return [{"_id": doc_id, "on": True} for doc_id in range(first, first + number)]
+
+
+def test_a_priority_set_by_hand_orders_the_next_round(
+    make_bench: MakeBench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox
+) -> None:
+    """B-58: and goes with the messages."""
+    low, high = make_bench("low", priority=0), make_bench("high", priority=9)
+    for bench in (low, high):
+        bench.plan(DOCUMENT)
+    definitions.set_limits(low.connection.globals(), "high", {"priority": 3})
+    definitions.set_limits(low.connection.globals(), "low", {"priority": 5})
+    dispatcher_of(low, high).step()
+    assert outbox.sent == [("low", 1), ("high", 1)]
+    assert outbox.priorities == {"low": 5, "high": 3}
+
+
+def test_no_more_is_sent_than_the_limiter_leaves(
+    make_bench: MakeBench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox
+) -> None:
+    """B-58: what is with the broker counts, and a lifted limit is seen in the next round."""
+    bench, free = make_bench("limited", rate_limit="3/h"), make_bench("free")
+    for one in (bench, free):
+        one.plan(*({"_id": doc_id} for doc_id in range(6)))
+    globals_, limits = bench.connection.globals(), Limits(Rate(3, timedelta(hours=1)))
+    limiters.take(globals_, "t", [bench.key(99)], limits, wanted=1)
+    dispatcher = dispatcher_of(bench, free)
+    dispatcher.step()
+    dispatcher.step()
+    assert [doc_id for task, doc_id in outbox.sent if task == "limited"] == [0, 1]
+    assert len(outbox.sent) == 8
+    definitions.set_limits(globals_, "limited", {"rate": "unlimited"})
+    dispatcher.kick()
+    dispatcher.step()
+    assert len(outbox.sent) == 12
+
+
+def test_records_that_take_turns_travel_alone(
+    make_bench: MakeBench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox
+) -> None:
+    """B-58: the records of a message run one after the other, so a chunk would keep slots that it cannot use."""
+    bench = make_bench("turns", max_concurrency=4)
+    chunked = make_bench("chunked", max_concurrency=4, chunk=9)
+    for one in (bench, chunked):
+        one.plan(*({"_id": doc_id} for doc_id in range(30)))
+    dispatcher_of(bench, chunked).step()
+    assert sorted(outbox.sizes) == [1, 1, 1, 1, 4]
+    assert limiters.await_room(bench.connection.globals(), "turns", Limits(concurrency=4)).records == 4
 
 
 def announce(bench: Bench, dispatcher: Dispatcher, *, slots: int, limited: bool = False) -> None:
