@@ -26,10 +26,21 @@ _GLANCE_SECONDS = 0.25
 
 @click.command()
 @click.option("--group", default=DEFAULT_GROUP, show_default=True, help="The planner group to stand for.")
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz and /readyz; 0: on a free port."
+)
+@click.option("--metrics-host", help="Address to serve on; default: reactive_metrics_host, which is 127.0.0.1.")
 @click.option("-l", "--loglevel", default="INFO", show_default=True, type=LOG_LEVEL, help="Least level logged.")
 @click.option("-f", "--logfile", type=click.Path(dir_okay=False), help="Where to log; default: stderr.")
 @click.pass_context
-def planner(ctx: click.Context, group: str, loglevel: int, logfile: str | None) -> None:
+def planner(
+    ctx: click.Context,
+    group: str,
+    metrics_port: int | None,
+    metrics_host: str | None,
+    loglevel: int,
+    logfile: str | None,
+) -> None:
     """Run a planner until SIGTERM or SIGINT.
 
     One planner of a group leads: it watches the collections, keeps the records and sends what is due. Start a
@@ -39,7 +50,10 @@ def planner(ctx: click.Context, group: str, loglevel: int, logfile: str | None) 
     logs.set_up(handle.app, level=loglevel, logfile=logfile, colored=not ctx.obj.no_color)
     stop = threading.Event()
     _stop_on_signals(stop)
-    with ThreadPoolExecutor(1, thread_name_prefix="reactive-planner") as planning:
+    with (
+        handle.serve_planner(metrics_port, host=metrics_host, group=group),
+        ThreadPoolExecutor(1, thread_name_prefix="reactive-planner") as planning,
+    ):
         running = planning.submit(handle.run_planner, stop, group=group)
         while not running.done():
             wait([running], timeout=_GLANCE_SECONDS)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from celery_reactive.core.states import RecordState
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreBusyError
-from celery_reactive.store import counters, measures
+from celery_reactive.store import counters, measures, queries
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.counters import Counted
 
@@ -55,7 +55,7 @@ class Chores:
 
     def _count_completed(self) -> None:
         numbers = {
-            task.name: measures.count(self._connection.records(task), task.name, RecordState.COMPLETED)
+            task.name: queries.count_in_state(self._connection.records(task), task.name, RecordState.COMPLETED)
             for task in self._tasks
         }
         measures.store_completed(self._connection.globals(), self._group, numbers, term=self._term)

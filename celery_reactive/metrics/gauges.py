@@ -82,7 +82,7 @@ class Gauges:
         for task in tasks:
             source = counters.preferring(self._connection.records(task), self._preference)
             for state in measures.UNFINISHED:
-                number = measures.count(source, task.name, state)
+                number = queries.count_in_state(source, task.name, state)
                 yield Sample(catalogue.QUEUE_DEPTH, (task.name, state.value), number)
             if task.name in completed:
                 labels = task.name, RecordState.COMPLETED.value
