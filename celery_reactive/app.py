@@ -40,8 +40,7 @@ from celery_reactive.metrics.worker import WorkerMetrics
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
 from celery_reactive.signals import SIGNALS
-from celery_reactive.store import queries
-from celery_reactive.store import locks
+from celery_reactive.store import locks, queries
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.errors import time_limit
 from celery_reactive.store.unplanned import Unplanned
