@@ -30,12 +30,6 @@ _UNREADABLE = frozenset({13, 26, 73})
 
 
 @translated
-def count(records: Documents, task: str, state: RecordState) -> int:
-    """Return how many records of *task* are in *state*: a range of an index."""
-    return records.count_documents({"task": task, "status": state.value})
-
-
-@translated
 def store_completed(globals_: Documents, group: str, numbers: Mapping[str, int], *, term: int) -> None:
     """Store how many records of each task of a group are completed.
 

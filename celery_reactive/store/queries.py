@@ -150,15 +150,24 @@ class Planned:
 @translated
 def count_by_state(records: Documents, task: str) -> dict[RecordState, int]:
     """Return how many records of *task* are in each state."""
-    return {state: _count_range(records, task, state) for state in RecordState}
+    return {state: count_in_state(records, task, state) for state in RecordState}
 
 
-def _count_range(records: Documents, task: str, state: RecordState) -> int:
-    """Return how many keys a range of `reactive_next_run` has; an aggregation does the same in three times as long."""
+@translated
+def count_in_state(records: Documents, task: str, state: RecordState) -> int:
+    """Return how many records of *task* are in *state*.
+
+    The command `count` reads the keys of a range of `reactive_next_run`; an aggregation takes three times as long.
+
+    Raises:
+        StoreBusyError: Not counted within the time limit.
+        StoreUnavailableError: MongoDB does not answer.
+    """
     count: dict[str, Any] = {"count": records.name, "query": {"task": task, "status": state.value}}
     if concern := records.read_concern.document:
         count["readConcern"] = concern
-    reply = records.database.command({**count, "maxTimeMS": TIME_LIMIT_MS})
+    limited = {**count, "maxTimeMS": TIME_LIMIT_MS}
+    reply = records.database.command(limited, read_preference=records.read_preference)
     return int(reply["n"])
 
 
@@ -189,7 +198,7 @@ def count(records: Documents, wanted: Wanted, *, among: Sequence[Mapping[str, An
         StatementFailedError: The document id or the pattern cannot be sent, or the server refuses it.
     """
     if among is None and wanted.is_counted_by_index:
-        return sum(_count_range(records, *pair) for pair in itertools.product(wanted.tasks, wanted.states))
+        return sum(count_in_state(records, *pair) for pair in itertools.product(wanted.tasks, wanted.states))
     return records.count_documents(_narrowed(wanted, among), maxTimeMS=TIME_LIMIT_MS)
 
 

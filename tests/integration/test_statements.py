@@ -29,16 +29,30 @@ from celery_reactive import embedded
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.evolution import Lineage
 from celery_reactive.core.outcome import Completed, Failure, GivenBack
+from celery_reactive.core.policies import OnHandlerVersionChange
 from celery_reactive.core.projection import compile_projection
 from celery_reactive.core.record import Claim
 from celery_reactive.core.states import RUNNING, RecordState
 from celery_reactive.settings import Settings
-from celery_reactive.store import activity, documents, indexes, inspection, orphans, queries, records, scans, server
+from celery_reactive.store import (
+    activity,
+    documents,
+    forecast,
+    indexes,
+    inspection,
+    orphans,
+    queries,
+    records,
+    scans,
+    server,
+)
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.orphans import Criteria
 from celery_reactive.store.queries import Order, Wanted
 from celery_reactive.store.scans import Span
 from tests.integration.bench import LEASE, TOOK, Bench, Document
+
+pytestmark = pytest.mark.timeout(1800)
 
 RECORDS = int(os.environ.get("RECORDS", "20000"))
 SLACK = 20
@@ -412,6 +426,7 @@ def _run_together(house: House) -> None:
     keys, token = [claim.key for claim in claims], claims[0].token
     with house.connection.causal_session() as session:
         records.find_claims(house.records, keys, token=token, session=session)
+        documents.read_together(house.source, house.bench.task, claims, session=session)
     records.renew(house.records, keys, token, LEASE)
     records.claimed_with(house.records, keys, token)
     records.settle_together(house.records, house.bench.task, claims[:20], Completed(TOOK), durations=[TOOK] * 20)
@@ -453,6 +468,7 @@ def _scan_documents(house: House) -> None:
         assert span is not None
         ids = scans.ids_of(house.source, span)
         scans.find_existing(house.source, ids, session=session)
+        scans.find_middle(house.source, session=session)
         scans.find_records(house.records, "shop.sync", ids, session=session)
     scans.estimate(house.source)
 
@@ -464,6 +480,7 @@ def _scan_records(house: House) -> None:
         assert span is not None
         scans.next_records(house.records, "shop.sync", span.until, limit=500, session=session)
         scans.record_ids_of(house.records, "shop.other", span, session=session)
+        scans.has_more_records(house.records, "shop.other", span, 10, session=session)
     scans.count(house.records, "shop.other")
 
 
@@ -621,6 +638,33 @@ def _explain_a_record(house: House) -> None:
 
 
 @play()
+def _try_a_deployment(house: House) -> None:
+    task, lineage = house.bench.task, Lineage(1, frozenset({1}))
+    with house.connection.causal_session() as session:
+        span = scans.next_documents(house.source, scans.START, limit=200, session=session)
+        assert span is not None
+        for collated in (False, True):
+            forecast.of_documents(
+                house.source,
+                house.records,
+                task,
+                span,
+                lineage=lineage,
+                resets=OnHandlerVersionChange.REPROCESS_ALL,
+                collated=collated,
+                session=session,
+            )
+        forecast.pending_of(house.records, task.name, span, session=session)
+    forecast.average_size(house.source)
+
+
+@play()
+def _gauges(house: House) -> None:
+    for state in RecordState:
+        queries.count_in_state(house.records, "shop.sync", state)
+
+
+@play()
 def _latest_activity(house: House) -> None:
     tasks = ["shop.other", "shop.sync"]
     activity.last_runs(house.records, tasks, since=LONG_AGO, limit=100)
@@ -687,7 +731,6 @@ def played(mongo_server: embedded.MongoServer | embedded.ExternalServer) -> Iter
         other.drop_database(database)
 
 
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", PLAYS)
 def test_a_statement_reads_what_it_returns(played: Played, name: str) -> None:
     """It scans nothing, sorts nothing, and examines no more than twice what it names or returns; or is excused."""
