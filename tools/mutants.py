@@ -37,6 +37,7 @@ TESTS = (
     "tests/integration/test_counterexamples.py",
     "tests/integration/test_idempotence.py",
     "tests/integration/test_records_planning.py",
+    "tests/integration/test_lay.py",
     "tests/integration/test_records_running.py",
     "tests/integration/test_records_dispatching.py",
     "tests/integration/test_records_by_hand.py",
@@ -53,6 +54,7 @@ KNOWS_BEST = {
     "checkpoints": "checkpoints",
     "definitions": "leadership",
     "leadership": "guards",
+    "lay": "lay",
     "leave": "records_planning",
     "orphans": "cleanup",
     "orphans.forget": "cleanup_by_hand",
@@ -75,17 +77,17 @@ KNOWS_BEST = {
 LIMIT_SECONDS = 600
 CONDITIONS = {
     "apply: cluster time": (
-        '{"$gte": ["$$new._r.at", "$_r.at"]}',
+        '{"$gte": [new_at, "$_r.at"]}',
         "True",
         "an older observation overwrites a newer one",
     ),
     "apply: generation": (
-        '{"$gte": ["$$new._r.gen", "$_r.gen"]}',
+        '{"$gte": [new_gen, "$_r.gen"]}',
         "True",
         "an older leader's definition undoes a newer one's observation",
     ),
     "apply: touched only by something newer": (
-        '{"$and": [accepted, {"$gt": ["$$new._r.at", "$_r.at"]}]}',
+        '{"$and": [accepted, {"$gt": [new_at, "$_r.at"]}]}',
         "accepted",
         "a batch planned again sends a finished run round again",
     ),
@@ -105,13 +107,13 @@ CONDITIONS = {
         "a document inserted again, or back in the filter, does not run",
     ),
     "apply: unknown generations": (
-        '{"$or": [{"$ne": ["$lastObservedValues", "$$new.lastObservedValues"]}, {"$not": known}]}',
-        '{"$ne": ["$lastObservedValues", "$$new.lastObservedValues"]}',
+        '{"$or": [{"$ne": ["$lastObservedValues", new_values]}, {"$not": known}]}',
+        '{"$ne": ["$lastObservedValues", new_values]}',
         "a change under an earlier projection is taken for none",
     ),
     "apply: a scan does not stamp": (
-        'if_("$_r.plan.accepted" if stamps else run, "$$new._r.at", "$_r.at")',
-        'if_("$_r.plan.accepted", "$$new._r.at", "$_r.at")',
+        'if_("$_r.plan.accepted" if stamps else run, new_at, "$_r.at")',
+        'if_("$_r.plan.accepted", new_at, "$_r.at")',
         "a scan hides a deletion and re-insertion that it read over",
     ),
     "apply: the first event of what a scan left unrun": (
@@ -120,16 +122,32 @@ CONDITIONS = {
         "without backfill, the first change does not run",
     ),
     "scan: running records": (
-        '{"$not": {"$in": ["$$known.status", sorted(RUNNING)]}}',
+        '{"$not": {"$in": ["$k.status", sorted(RUNNING)]}}',
         "True",
         "a scan after a lost history does not touch a run that has read a passing value",
     ),
-    "scan: gone": ('{"$ne": ["$$known._r.gone", True]}', "True", "a scan overlooks a document that is there again"),
-    "scan: left": ('{"$ne": ["$$known._r.left", True]}', "True", "a scan overlooks a document that matches again"),
-    "scan: values": (
-        '{"$eq": ["$$known.lastObservedValues", "$lastObservedValues"]}',
+    "scan: gone": ('{"$ne": ["$k.gone", True]}', "True", "a scan overlooks a document that is there again"),
+    "scan: left": ('{"$ne": ["$k.left", True]}', "True", "a scan overlooks a document that matches again"),
+    "scan: values": ('{"$eq": ["$k.values", "$o.w"]}', "True", "a scan overlooks a change"),
+    "lay: generation": (
+        '{"$eq": ["$k.gen", generation]}',
         "True",
-        "a scan overlooks a change",
+        "a record that a new definition has seen is taken for one of the old",
+    ),
+    "lay: cluster time": (
+        '{"$gte": ["$k.at", at]}',
+        "True",
+        "an event that told of nothing new does not refuse older ones",
+    ),
+    "lay: as read": (
+        '{"$eq": ["$$ROOT", "$$new.was"]}',
+        "True",
+        "a record that was claimed meanwhile is put back as it was",
+    ),
+    "lay: a record that is there stands": (
+        '_merge(records, when_matched="fail", when_not_matched="insert")',
+        '_merge(records, when_matched="replace", when_not_matched="insert")',
+        "a running record is made anew",
     ),
     "adopt: generation as read": (
         '{"$eq": ["$_r.gen", "$$new.gen"]}',

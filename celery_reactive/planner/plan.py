@@ -62,7 +62,7 @@ class _Ids:
         """Add *doc_id* at the end, if it is not there."""
         self._ids.setdefault(RecordKey("", doc_id).exact, doc_id)
 
-    def list(self) -> list[Any]:
+    def all(self) -> list[Any]:
         """Return the ids."""
         return list(self._ids.values())
 
@@ -96,7 +96,7 @@ def concern_of(task: ReactiveTask, changes: Iterable[Change]) -> Concern:
             (inserted if change.inserted else written).add(change.doc_id)
     for doc_id in inserted.within(deleted):
         written.add(doc_id)
-    return Concern(deleted.list(), inserted.without(written), written.list())
+    return Concern(deleted.all(), inserted.without(written), written.all())
 
 
 class Planning:
@@ -187,15 +187,13 @@ class Planning:
         Returns:
             The exact ids of those at fault.
         """
-        source, target = (
-            self._runtime.connection.source(task.definition),
-            self._runtime.connection.records(task.definition),
-        )
-        adopts = task.lineage.earlier and task.definition.name not in self._adopted
-        if adopts or task.collated or self._is_crowded(task, whose, session):
+        connection = self._runtime.connection
+        source, target = connection.source(task.definition), connection.records(task.definition)
+        if task.lineage.earlier and task.definition.name not in self._adopted:
             whose = scans.ids_of(source, whose, session=session)
-        if adopts:
             self._adopt(task, [*whose, *inserted], session)
+        elif task.collated or self._is_crowded(task, whose, session):
+            whose = scans.ids_of(source, whose, session=session)
         observation = records.Observation(
             task.definition,
             at=at,
@@ -213,10 +211,11 @@ class Planning:
         try:
             with time_limit(_BATCH_LIMIT):
                 rest = Lay(source, target, observation).over(whose, inserted=inserted)
-        except (StatementFailedError, StoreBusyError) as error:
+        except StoreBusyError as error:
             rest = [*scans.ids_of(source, whose, session=session), *inserted]
-            if isinstance(error, StoreBusyError) and rest:
-                return self._halve(task, rest, statement, at, error, gone=False)
+            return self._halve(task, rest, statement, at, error, gone=False) if rest else set()
+        except StatementFailedError:
+            rest = [*scans.ids_of(source, whose, session=session), *inserted]
         return self._each(task, rest, statement, at, gone=False) if rest else set()
 
     def _is_crowded(self, task: PlannedTask, whose: Sequence[Any] | Span, session: ClientSession) -> bool:

@@ -3,7 +3,8 @@
 Called by `process` for tasks never looked at under their present definition, after lost history, and
 on demand. A page is read causally after a cluster time known before the read, and laid over the
 records with that time: whichever of scan and live event comes later in the server's history wins.
-A checkpoint is stored every second or two, after the work up to it is durable; the next leader goes on from there.
+A large collection is walked in two parts at once, each in a thread of its own. A checkpoint is stored every second or
+two, after the work up to it is durable; the next leader goes on from there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from bson import Timestamp
+from bson import MaxKey, Timestamp
 
 from celery_reactive.core.record import RecordKey
 from celery_reactive.errors import StatementFailedError
@@ -23,7 +24,7 @@ from celery_reactive.events import ReconciliationFinished, ReconciliationProgres
 from celery_reactive.planner.plan import PlannedTask, Planning
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import checkpoints, definitions, indexes, positions, records, scans, server
-from celery_reactive.store.checkpoints import Checkpoint, Scanned
+from celery_reactive.store.checkpoints import Checkpoint, Part, Scanned
 from celery_reactive.store.definitions import Controls
 from celery_reactive.store.scans import Span
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 _CHECKPOINT_SECONDS = 1.5
 _TELL_SECONDS = 10.0
+_PAGES_WORTH_PARTING = 20
+"""From so many pages on, documents and records together, a collection is walked in parts."""
 _DOCUMENTS = ""
 """The phase in which documents are scanned."""
 
@@ -70,10 +73,9 @@ class Reconciler:
         started = time.monotonic()
         indexes.prepare(self._runtime.connection.records(tasks[0].definition))
         scan.begin()
-        while scan.advance():
-            if self._ended.is_set():
-                scan.pause()
-                return
+        if not scan.run(self._ended):
+            scan.pause()
+            return
         for task in tasks:
             self._planning.note_reconciled(task)
             definitions.mark_reconciled(
@@ -113,7 +115,10 @@ class _Scan:
         self._term = term
         self._source = runtime.connection.source(tasks[0].definition)
         self._phases = [_DOCUMENTS, *self._tasks]
-        self._after: Any = scans.START
+        self._parts: list[Part] = []
+        """What is left of the first phase, in the order of the ids."""
+        self._lock = threading.Lock()
+        """Held where the walks of several parts count, tell and store."""
         self._start = Timestamp(0, 1)
         self._done = self._resumed_at = 0
         self._total = 0
@@ -130,39 +135,95 @@ class _Scan:
         """Go on from the checkpoint, if there is one for the same tasks and reasons; else from the start."""
         found = checkpoints.read(self._globals, self._group, *self._place)
         if found is not None and found.tasks == self._scanned:
-            self._after, self._start = found.after, found.start
-            self._done, self._total = found.done, found.total
+            self._parts = list(found.parts) or [Part(found.after, scans.END)]
+            self._start, self._done, self._total = found.start, found.done, found.total
             self._phases = self._phases[self._phases.index(found.phase) :]
         else:
             with self._runtime.connection.causal_session() as session:
                 self._start = server.cluster_time(self._source.database, session)
             target = self._records
             self._total = scans.estimate(self._source) + sum(scans.count(target, name) for name in self._tasks)
+            self._parts = self._all_parts()
             self.pause()
         self._resumed_at = self._done
 
-    def advance(self) -> bool:
-        """Do one page, and store how far that is from time to time; return whether there is more."""
+    def _all_parts(self) -> list[Part]:
+        """Return the parts in which a whole phase is walked."""
+        middle: Any = scans.END
+        if self._total >= _PAGES_WORTH_PARTING * self._page_size:
+            with self._runtime.connection.causal_session() as session:
+                middle = scans.find_middle(self._source, session=session)
+        if isinstance(middle, MaxKey):
+            return [Part(scans.START, scans.END)]
+        return [Part(scans.START, middle), Part(middle, scans.END)]
+
+    def run(self, ended: threading.Event) -> bool:
+        """Walk through what is left; return whether all of it is done, false where *ended* came first."""
+        while self._phases:
+            self._walk_parts(ended)
+            if self._parts:
+                return False
+            del self._phases[0]
+            if self._phases:
+                self._parts = self._all_parts()
+        return True
+
+    def _walk_parts(self, ended: threading.Event) -> None:
+        """Walk all parts at once, the first of them in this thread; what ends one walk ends the others after a page."""
+        failures: list[BaseException] = []
+
+        def walk(part: Part) -> None:
+            left: Part | None = part
+            try:
+                while left is not None and not failures:
+                    left = self._advance(left)
+                    if ended.is_set():
+                        break
+            except BaseException as failure:  # noqa: BLE001 -- raised below, by the thread that waits for all
+                failures.append(failure)
+
+        first, *others = self._parts
+        name = threading.current_thread().name
+        threads = [
+            threading.Thread(target=walk, args=(part,), name=f"{name} {number}", daemon=True)
+            for number, part in enumerate(others, 2)
+        ]
+        for thread in threads:
+            thread.start()
+        walk(first)
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    def _advance(self, part: Part) -> Part | None:
+        """Do the next page of *part*, and store how far all are from time to time; return what is left of it."""
         with self._runtime.connection.causal_session() as session:
             at = server.cluster_time(self._source.database, session)
             phase = self._phases[0]
             if phase == _DOCUMENTS:
-                span = self._scan_documents(at, session)
+                span = self._scan_documents(part, at, session)
             else:
-                span = self._scan_records(self._tasks[phase], at, session)
-        if span is None:
-            self._after = scans.START
-            del self._phases[0]
-        else:
-            self._after = span.until
-            self._done += span.count
-        self._tell()
-        return bool(self._phases)
+                span = self._scan_records(part, self._tasks[phase], at, session)
+        left = None if span is None else Part(span.until, part.until)
+        with self._lock:
+            self._done += 0 if span is None else span.count
+            place = self._parts.index(part)
+            self._parts[place : place + 1] = [] if left is None else [left]
+            self._tell()
+        return left
 
     def pause(self) -> None:
         """Store how far the scan has come."""
+        parts = tuple(self._parts)
         checkpoint = Checkpoint(
-            self._scanned, self._start, self._phases[0], self._after, self._done, max(self._total, self._done)
+            self._scanned,
+            self._start,
+            self._phases[0],
+            parts[0].after,
+            self._done,
+            max(self._total, self._done),
+            parts if len(parts) > 1 or not isinstance(parts[0].until, MaxKey) else (),
         )
         checkpoints.store(self._globals, self._group, *self._place, checkpoint, term=self._term)
         self._stored_at = time.monotonic()
@@ -173,7 +234,7 @@ class _Scan:
 
     def _tell(self) -> None:
         now = time.monotonic()
-        if self._phases and now - self._stored_at >= _CHECKPOINT_SECONDS:
+        if self._parts and now - self._stored_at >= _CHECKPOINT_SECONDS:
             self.pause()
         if now - self._told_at >= _TELL_SECONDS:
             self._told_at = now
@@ -185,14 +246,15 @@ class _Scan:
                 ReconciliationProgressed(self.collection, named, self._done, self._total, round(rate), round(seconds)),
             )
 
-    def _scan_documents(self, at: Timestamp, session: ClientSession) -> Span | None:
+    def _scan_documents(self, part: Part, at: Timestamp, session: ClientSession) -> Span | None:
         """Lay the next page of documents over their records."""
         times = {name: at if task.definition.backfill else self._start_of(name) for name, task in self._tasks.items()}
-        span = scans.next_documents(self._source, self._after, limit=self._page_size, session=session)
+        span = scans.next_documents(self._source, part.after, until=part.until, limit=self._page_size, session=session)
         if span is not None:
             for name, task in self._tasks.items():
                 self._planning.apply(task, span, at=times[name], live=False, stamps=False, session=session)
-            self.documents += span.count
+            with self._lock:
+                self.documents += span.count
         return span
 
     def _start_of(self, task: str) -> Timestamp:
@@ -206,10 +268,11 @@ class _Scan:
         position = positions.read(self._globals, self._group, self._source.database.name)
         return self._start if position is None else position.at
 
-    def _scan_records(self, task: PlannedTask, at: Timestamp, session: ClientSession) -> Span | None:
+    def _scan_records(self, part: Part, task: PlannedTask, at: Timestamp, session: ClientSession) -> Span | None:
         """Mark every record of the next page whose document is gone or outside the filter."""
+        name = task.definition.name
         span = scans.next_records(
-            self._records, task.definition.name, self._after, limit=self._page_size, session=session
+            self._records, name, part.after, until=part.until, limit=self._page_size, session=session
         )
         off = self._find_off(task, span, session) if span is not None else []
         if off:

@@ -1,13 +1,16 @@
 """How far a reconciliation has come: where the next leader, or the next start, goes on (B-48).
 
 One document per group and collection: `{_id: {k: "reconciliation", g, db, c}, term, tasks, start, phase, after, done,
-total, startedAt, storedAt}`. `tasks` names the tasks with their generations and the count of reasons for the
-reconciliation: where any of that differs, the checkpoint is void. Read by `status` for progress, too.
+total, parts, startedAt, storedAt}`. `tasks` names the tasks with their generations and the count of reasons for the
+reconciliation: where any of that differs, the checkpoint is void. `parts`, while several are walked at once, is `{of:
+phase, left: [{a: after, u: until}, …]}` in their order, the first from `after` on. A release that knows no parts goes
+on from `after` through all of them, and what it leaves of them fits no more. Read by `status` for progress, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +18,7 @@ from bson import Timestamp
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
+from celery_reactive.core.record import RecordKey
 from celery_reactive.errors import TermEndedError
 from celery_reactive.store.errors import translated
 
@@ -32,6 +36,15 @@ class Scanned:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """What is left of one part of a collection: the ids after one, up to another."""
+
+    after: Any
+    """The last `_id` whose work is durable."""
+    until: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Checkpoint:
     """What a reconciliation has behind it."""
 
@@ -45,6 +58,8 @@ class Checkpoint:
     done: int
     total: int
     """Estimated at its start."""
+    parts: tuple[Part, ...] = ()
+    """What is left where several parts are walked at once, in their order; empty: all after `after`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,7 +92,17 @@ def read(globals_: Globals, group: str, database: str, collection: str) -> Check
         after=stored["after"],
         done=int(stored["done"]),
         total=int(stored["total"]),
+        parts=_parts(stored),
     )
+
+
+def _parts(stored: Mapping[str, Any]) -> tuple[Part, ...]:
+    """Return the stored parts, none where they are not those of the stored phase and position."""
+    told = stored.get("parts") or {"of": None}
+    if told["of"] != stored["phase"]:
+        return ()
+    parts = tuple(Part(one["a"], one["u"]) for one in told["left"])
+    return parts if RecordKey("", parts[0].after).exact == RecordKey("", stored["after"]).exact else ()
 
 
 @translated
@@ -96,6 +121,7 @@ def store(
         TermEndedError: A newer leader plans. Nothing was written.
     """
     tasks = [{"t": one.task, "gen": one.generation, "needs": one.needs} for one in checkpoint.tasks]
+    left = [{"a": part.after, "u": part.until} for part in checkpoint.parts]
     begins = {"$ne": ["$tasks", {"$literal": tasks}]}
     document = {
         "term": term,
@@ -105,6 +131,7 @@ def store(
         "after": {"$literal": checkpoint.after},
         "done": checkpoint.done,
         "total": checkpoint.total,
+        "parts": {"$literal": {"of": checkpoint.phase, "left": left}} if left else "$$REMOVE",
         "startedAt": {"$cond": [begins, "$$NOW", "$startedAt"]},
         "storedAt": "$$NOW",
     }

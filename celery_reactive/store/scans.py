@@ -17,6 +17,7 @@ START = MinKey()
 """Where a scan begins: no `_id` sorts before it."""
 END = MaxKey()
 """Where a scan ends: no `_id` sorts after it."""
+_SAMPLE = 400
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,9 +66,19 @@ def next_documents(
 
 
 @translated
-def next_records(records: Collection[Any], task: str, after: Any, *, limit: int, session: ClientSession) -> Span | None:
+def next_records(
+    records: Collection[Any], task: str, after: Any, *, until: Any = END, limit: int, session: ClientSession
+) -> Span | None:
     """Return the span of the next *limit* document ids of the records of *task*, None if there are no more."""
-    return _measured(records, {"_id": _between(task, after, END)}, "$_id.d", after, limit=limit, session=session)
+    return _measured(records, {"_id": _between(task, after, until)}, "$_id.d", after, limit=limit, session=session)
+
+
+@translated
+def find_middle(source: Collection[Any], *, session: ClientSession) -> Any:
+    """Return an id of *source* with about as many before it as after it, `END` where there are none; by a sample."""
+    sample = [{"$sample": {"size": _SAMPLE}}, {"$project": {"_id": 1}}, {"$sort": {"_id": 1}}]
+    ids = [document["_id"] for document in source.aggregate(sample, session=session)]
+    return ids[len(ids) // 2] if ids else END
 
 
 def _measured(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +12,14 @@ import pytest
 from bson import Int64, MaxKey, ObjectId, Timestamp
 
 from celery_reactive.core.registry import Registry
-from celery_reactive.errors import TermEndedError
+from celery_reactive.errors import StoreUnavailableError, TermEndedError
 from celery_reactive.events import ReconciliationProgressed
 from celery_reactive.management import reconciling
 from celery_reactive.planner import reconcile as reconcile_module
 from celery_reactive.planner.reconcile import Reconciler
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import checkpoints, definitions, scans
-from celery_reactive.store.checkpoints import Checkpoint, Scanned
+from celery_reactive.store.checkpoints import Checkpoint, Part, Scanned
 from celery_reactive.store.scans import Span
 from tests.integration.bench import Bench, Desk
 from tests.integration.conftest import MakeBench, MakeDesk
@@ -102,10 +103,10 @@ def test_a_planner_that_vanished_is_followed_from_its_last_checkpoint(
 
     apply = desk.planning.apply
 
-    def apply_or_vanish(task: Any, span: Span, **options: Any) -> set[bytes]:
-        if span.until > 14:
+    def apply_or_vanish(task: Any, whose: Any, **options: Any) -> set[bytes]:
+        if whose.until > 14:
             raise PowerCutError
-        return apply(task, span, **options)
+        return apply(task, whose, **options)
 
     desk.planning.apply = apply_or_vanish  # type: ignore[method-assign]
     with pytest.raises(PowerCutError):
@@ -174,13 +175,74 @@ def test_a_reason_that_comes_during_a_reconciliation_makes_another(bench: Bench,
     assert definitions.read(globals_, bench.task.name).reconciled_generation == 1
 
 
+MANY = 300
+"""Documents that are walked in two parts."""
+
+
+@pytest.fixture
+def many(bench: Bench, desk: Desk) -> Desk:
+    """As `desk`, over so many documents that they are walked in parts."""
+    bench.source.insert_many({"_id": doc_id, "on": True, "v": 1} for doc_id in range(DOCUMENTS, MANY))
+    return desk
+
+
+@pytest.mark.parametrize("looked_at", [100, MANY + 100], ids=["among the documents", "among the records"])
+def test_two_parts_are_walked_at_once_and_each_goes_on_where_it_was(bench: Bench, many: Desk, looked_at: int) -> None:
+    """B-48: nothing is looked at twice, and nothing is left out."""
+    first, second = Leader(many, 1), Leader(many, 2)
+    first.reconcile(stop_after=looked_at)
+    stored = checkpoints.read(bench.connection.globals(), "default", bench.source.database.name, "orders")
+    assert stored is not None
+    assert len(stored.parts) == 2
+    assert stored.done == len(first.documents) + len(first.records)
+    assert second.reconcile()
+    assert sorted(first.documents + second.documents) == list(range(MANY))
+    assert sorted(first.records + second.records) == list(range(MANY))
+    assert bench.records.count_documents({"status": "pending"}) == MANY
+    assert not second.reconcile()
+
+
+def test_a_release_that_knows_no_parts_goes_on_through_all_of_them(bench: Bench, many: Desk) -> None:
+    """B-48: and what it leaves of them is no longer taken for true."""
+    globals_, place = bench.connection.globals(), ("default", bench.source.database.name, "orders")
+    first, second = Leader(many, 1), Leader(many, 2)
+    first.reconcile(stop_after=100)
+    stored = checkpoints.read(globals_, *place)
+    assert stored is not None
+    assert stored.after == stored.parts[0].after < stored.parts[1].after
+    globals_.update_one({"_id.k": "reconciliation"}, {"$set": {"after": stored.parts[1].after}})
+    second.reconcile()
+    assert second.documents == list(range(stored.parts[1].after + 1, MANY))
+
+
+def test_what_fails_in_one_part_ends_the_other(many: Desk) -> None:
+    """B-48: the next attempt goes on from what both had done."""
+    leader = Leader(many, 1)
+    apply = many.planning.apply
+
+    def apply_or_fail(task: Any, whose: Any, **options: Any) -> set[bytes]:
+        if whose.until == MANY - 1:
+            raise StoreUnavailableError("it is away")
+        return apply(task, whose, **options)
+
+    many.planning.apply = apply_or_fail  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailableError):
+        leader.reconcile()
+    many.planning.apply = apply  # type: ignore[method-assign]
+    assert leader.reconcile()
+    assert {*leader.documents} == {*range(MANY)}
+    assert not [thread for thread in threading.enumerate() if "MainThread 2" in thread.name]
+
+
 @pytest.mark.parametrize("after", [1, Int64(2**40), "$x", {"a.b": 1}, None, ObjectId(), MaxKey(), scans.START])
 def test_a_checkpoint_is_read_as_it_was_stored(bench: Bench, after: Any) -> None:
     """B-19, B-48: an id is data, of every type."""
     globals_ = bench.connection.globals()
-    stored = Checkpoint((Scanned("$task", 3, 2),), Timestamp(7, 1), "$task", after, 5, 9)
-    checkpoints.store(globals_, "default", "db", "orders", stored, term=1)
-    assert checkpoints.read(globals_, "default", "db", "orders") == stored
+    whole = Checkpoint((Scanned("$task", 3, 2),), Timestamp(7, 1), "$task", after, 5, 9)
+    parted = dataclasses.replace(whole, parts=(Part(after, "$y"), Part("$y", scans.END)))
+    for stored in (whole, parted, whole):
+        checkpoints.store(globals_, "default", "db", "orders", stored, term=1)
+        assert checkpoints.read(globals_, "default", "db", "orders") == stored
     assert checkpoints.read(globals_, "other", "db", "orders") is None
 
 

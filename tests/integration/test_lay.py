@@ -135,7 +135,7 @@ PASTS = (
     _unrun,
     _off,
 )
-SEEN = {
+SEEN: dict[str, dict[str, Any]] = {
     "told of the same": {"live": True, "stamps": True},
     "told of a change": {"live": True, "stamps": True, "v": SECOND},
     "found the same by a scan": {"live": False, "stamps": False},
