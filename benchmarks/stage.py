@@ -6,6 +6,7 @@ Called by the benchmarks. `MONGODB_URL` and `BROKER_URL` name running servers to
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import tempfile
 import time
@@ -29,6 +30,7 @@ _PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.005
 _ORDER_OF_ENDING_SECONDS = 10.0
 _INSERTED_AT_ONCE = 1000
+_FIRST_NUMBER = 100_000_000
 _KIB = 1024
 _MIB = 1024 * 1024
 
@@ -104,6 +106,11 @@ class Stage:
         self._runs = runs
         self._children = children
         self._seen = 0
+        self._numbers = itertools.count(_FIRST_NUMBER)
+
+    def numbers(self, count: int) -> list[int]:
+        """Return *count* ids that no document has had."""
+        return list(itertools.islice(self._numbers, count))
 
     def orders(self, way: str = project.DEFAULT) -> Documents:
         """Return the collection that is watched that way, written with majority."""

@@ -55,11 +55,11 @@ def bare_per_second(on: stage.Stage, count: int) -> float:
     return _per_second(on.wait_for(count), began_ns)
 
 
-def reactive_per_second(on: stage.Stage, way: str, count: int, *, first: int = 0) -> float:
+def reactive_per_second(on: stage.Stage, way: str, count: int) -> float:
     """Return how many documents are handled a second, from the first write."""
     on.begin()
     began_ns = time.time_ns()
-    stage.insert(on.orders(way), range(first, first + count))
+    stage.insert(on.orders(way), range(count))
     return _per_second(on.wait_for(count), began_ns)
 
 
