@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from celery_reactive import signals
 from celery_reactive.app import Reactive, reactive_task
+from celery_reactive.core.batch import Batch
 from celery_reactive.core.policies import CleanupPolicy, Evolution
 from celery_reactive.core.retry import RetryPolicy
 from celery_reactive.errors import (
@@ -30,6 +31,7 @@ from celery_reactive.worker.context import TaskContext
 
 __all__ = [
     "METRICS_CONTENT_TYPE",
+    "Batch",
     "CleanupPolicy",
     "ConfigurationError",
     "Evolution",

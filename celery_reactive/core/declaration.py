@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from celery_reactive.core.batch import Batch
 from celery_reactive.core.filters import Filter, compile_filter
 from celery_reactive.core.limits import read_concurrency, read_rate
 from celery_reactive.core.options import Options, read_boolean, read_integer, read_text
@@ -43,6 +44,7 @@ OPTIONS = (
     "execution_history_limit",
     "evolution",
     "chunk",
+    "batch",
     "priority",
     "rate_limit",
     "max_concurrency",
@@ -86,6 +88,7 @@ def declare(name: str, options: Mapping[str, Any]) -> ReactiveTask:
         ),
         evolution=given.read("evolution", _nameless(Evolution.parse), Evolution()),
         chunk=given.read("chunk", _read_chunk, None),
+        batch=given.read("batch", _nameless(_read_batch), None),
         priority=given.read(
             "priority", functools.partial(read_integer, at_least=0, at_most=HIGHEST_PRIORITY), DEFAULT_PRIORITY
         ),
@@ -93,6 +96,8 @@ def declare(name: str, options: Mapping[str, Any]) -> ReactiveTask:
         max_concurrency=given.read("max_concurrency", read_concurrency, None),
         group=given.read("group", read_text, DEFAULT_GROUP),
     )
+    if task.chunk is not None and task.batch is not None:
+        given.refuse("chunk: expected none beside batch, whose size says how many documents a message names")
     given.check()
     return task
 
@@ -131,6 +136,10 @@ def _read_database(value: object, name: str) -> str:
     if database in _OF_THE_SERVER:
         raise ConfigurationError(name, [f"expected a database of yours, got the server's {shown(value)}"])
     return database
+
+
+def _read_batch(value: object) -> Batch | None:
+    return None if value is None else Batch.parse(value)
 
 
 def _read_chunk(value: object, name: str) -> int | Literal["auto"] | None:

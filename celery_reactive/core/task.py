@@ -9,6 +9,7 @@ import dataclasses
 from datetime import timedelta
 from typing import Literal
 
+from celery_reactive.core.batch import Batch
 from celery_reactive.core.duration import format_duration
 from celery_reactive.core.filters import Filter
 from celery_reactive.core.limits import Rate
@@ -49,6 +50,8 @@ class ReactiveTask:
     evolution: Evolution = dataclasses.field(default_factory=Evolution)
     chunk: int | Literal["auto"] | None = None
     """Records a message may name; None: as `reactive_chunk` says."""
+    batch: Batch | None = None
+    """Its handler gets several documents at once (B-60); None: one."""
     priority: int = DEFAULT_PRIORITY
     """How urgent its messages are, 0 to 9; 9 most, on every broker (B-58)."""
     rate_limit: Rate | None = None

@@ -154,7 +154,8 @@ class Dispatcher:
         found: dict[str, list[Due]] = {}
         try:
             for flow in free:
-                found[flow.task.name] = self._find_due(flow, limit=int(min(limit, left[flow.task.name])))
+                most = max(limit, flow.task.batch.size if flow.task.batch else 0)
+                found[flow.task.name] = self._find_due(flow, limit=int(min(most, left[flow.task.name])))
         finally:
             # What was found goes out although the database went away meanwhile.
             for batch in self._batches(found):
@@ -241,10 +242,23 @@ class Dispatcher:
         due = records.find_due(target, flow.task.name, limit=limit, overdue=bound is None, after=bound)
         if len(due) < limit:
             flow.is_backlogged, flow.bound = False, None
-            return due or (self._find_due(flow, limit=limit) if bound is not None else [])
+            if not due and bound is not None:
+                return self._find_due(flow, limit=limit)
+            return self._without_unfilled(flow, due)
         flow.is_backlogged = True
         flow.rounds_from_bound += 1
         return due
+
+    def _without_unfilled(self, flow: _Flow, due: list[Due]) -> list[Due]:
+        """Hold back what does not fill a batch and may still wait for company (B-60); it is looked at again then."""
+        batch = flow.task.batch
+        if batch is None or not (unfilled := len(due) % batch.size):
+            return due
+        longest = max(one.waited for one in due[-unfilled:])
+        if longest >= batch.wait:
+            return due
+        flow.look_at = time.monotonic() + (batch.wait - longest).total_seconds()
+        return due[:-unfilled]
 
     def _batches(self, found: Mapping[str, list[Due]]) -> Iterator[list[Message]]:
         """Mark what may be sent, task by task, and yield the messages that are to be published for it."""
@@ -324,6 +338,8 @@ class Dispatcher:
 
     def _fixed_size(self, task: ReactiveTask) -> int | None:
         """Return how many records a message to *task* names; None: that is found by what is due."""
+        if task.batch is not None:
+            return task.batch.size
         if self._publisher.has_time_limit(task):
             return 1
         size, most = task.chunk or self._runtime.settings.chunk, self._flows[task.name].limits.concurrency

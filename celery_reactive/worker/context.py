@@ -166,7 +166,29 @@ class TaskContext:
         if run.completed:
             run.runtime.emit(ContextMisused(str(run.claim.key), "defer_current after mark_completed is ignored"))
             return
-        run.deferral = Deferred(when, hold=hold)
+        run.deferral, run.completes, run.failure = Deferred(when, hold=hold), False, None
+
+    def complete(self) -> None:
+        """Say that this document is done, whatever becomes of the others of the call (B-60).
+
+        It is written when the handler has ended, also where it raises then; `mark_completed` writes at once. What is
+        said of a context last counts.
+        """
+        run = self._usable()
+        run.completes, run.failure, run.deferral = True, None, None
+
+    def fail(self, error: BaseException) -> None:
+        """Say that this document's attempt has failed, whatever becomes of the others of the call (B-60).
+
+        What follows is the retry policy's, as if a handler of its own had raised *error*.
+
+        Raises:
+            ConfigurationError: *error* is no exception; nothing was noted.
+        """
+        run = self._usable()
+        if not isinstance(error, BaseException):
+            raise ConfigurationError("fail", [f"expected an exception, got {shown(error)}"])
+        run.failure, run.completes, run.deferral = error, False, None
 
     def throttle_all(self, until: Duration | datetime) -> None:
         """Pause all future runs of this task, cluster-wide; this run goes on (B-35).

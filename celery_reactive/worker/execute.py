@@ -25,6 +25,7 @@ from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, documents, records
 from celery_reactive.store.definitions import Controls
 from celery_reactive.store.documents import Gone, Left, MovedOn, Read
+from celery_reactive.worker.batch import finalize_batch
 from celery_reactive.worker.company import Company, together
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.finalize import failed_attempt, finalize
@@ -46,8 +47,8 @@ _NEWER_CODE_WAIT = timedelta(seconds=5)
 _NEWER_CODE_PATIENCE = timedelta(minutes=10)
 """So long after a reset for a newer version of the handler, workers with an older one leave the record to others."""
 
-Body = Callable[[Run, TaskContext], Outcome]
-"""Runs one record's handler, in whatever Celery puts around it, and says what it came to."""
+Body = Callable[[Sequence[Run], Sequence[TaskContext]], Sequence[Outcome]]
+"""Calls the handler, in whatever Celery puts around it, and says what each run came to: one, or those of a batch."""
 
 
 def execute(
@@ -66,7 +67,7 @@ def execute(
         runtime: The application's parts.
         task: The definition in this process's code.
         named: Records of that task; a message is a hint, so any of them may have nothing to run.
-        body: Runs one record.
+        body: Calls the handler: for each record, or once for all where the task has batches (B-60).
         token: Proves this delivery's claims, also to the parent process.
         worker: Name of this process, for people.
         one_only: Run one of the records and leave the others to further messages: a time limit covers a whole
@@ -101,7 +102,7 @@ def execute(
             if len(runs) < len(named):
                 _send_again_when_due(runtime, task, named, runs, wait=permit.wait if permit else _NO_WAIT)
             with HEARTBEAT.renewing(runs):
-                return _run_all(runs, body, session)
+                return _run_batch(runs, body, session) if task.batch else _run_all(runs, body, session)
 
 
 def _send_again_when_due(
@@ -166,17 +167,20 @@ def _claim(
     return [run_of(claim) for claim in claims]
 
 
+def _run_batch(runs: Sequence[Run], body: Body, session: ClientSession) -> int:
+    _read_ahead(runs, session)
+    return _run(_owned(runs), body, session, None)
+
+
 def _run_all(runs: Sequence[Run], body: Body, session: ClientSession) -> int:
     if len(runs) < 2:  # noqa: PLR2004 -- nobody to wait for
-        return sum(_run_if_owned(run, body, session, None) for run in runs)
+        return _run(_owned(runs), body, session, None)
     done = 0
-    ahead = ReadAhead(runs, session)
-    for one in runs:
-        one.ahead = ahead
+    _read_ahead(runs, session)
     with together(runs) as company:
         looked = time.monotonic()
         while (run := company.next()) is not None:
-            done += _run_if_owned(run, body, session, company)
+            done += _run(_owned([run]), body, session, company)
             is_old = time.monotonic() - looked > _CONTROLS_SECONDS
             if run.throttled or (is_old and _is_held_back(run)):
                 break
@@ -184,13 +188,18 @@ def _run_all(runs: Sequence[Run], body: Body, session: ClientSession) -> int:
     return done
 
 
-def _run_if_owned(run: Run, body: Body, session: ClientSession, company: Company | None) -> bool:
-    if run.lease_lost:
-        # A process that was frozen must not go on with what it may no longer own.
-        HEARTBEAT.settled(run)
-        return False
-    _run(run, body, session, company)
-    return True
+def _read_ahead(runs: Sequence[Run], session: ClientSession) -> None:
+    ahead = ReadAhead(runs, session)
+    for run in runs:
+        run.ahead = ahead
+
+
+def _owned(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs that are still owned: a process that was frozen must not go on with what it may have lost."""
+    for run in runs:
+        if run.lease_lost:
+            HEARTBEAT.settled(run)
+    return [run for run in runs if not run.lease_lost]
 
 
 def _is_held_back(run: Run) -> bool:
@@ -200,32 +209,52 @@ def _is_held_back(run: Run) -> bool:
         return True
 
 
-def _run(run: Run, body: Body, session: ClientSession, company: Company | None) -> None:
-    unseen = _left_to_newer_code(run) or (_ended_unseen(run, session) if run.outdated else None) or _too_late(run)
-    if unseen is not None:
-        HEARTBEAT.settled(run)
-        finalize(run, unseen)
-        return
-    run.runtime.emit(_started(run))
-    run.began = time.monotonic()
-    outcome: Outcome
+def _run(runs: Sequence[Run], body: Body, session: ClientSession, company: Company | None) -> int:
+    """Call the handler once for *runs* and end them; return for how many it was called."""
+    runs = [run for run in runs if not _has_ended_unseen(run, session)]
+    if not runs:
+        return 0
+    for run in runs:
+        run.runtime.emit(_started(run))
+        run.began = time.monotonic()
     try:
-        outcome = body(run, TaskContext(run, session))
+        outcomes = body(runs, [TaskContext(run, session) for run in runs])
     except BaseException as error:
-        run.ended = True
+        for run in runs:
+            run.ended = True
         if _is_stopped(error):
-            finalize(run, GivenBack())
+            _finalize(runs, [GivenBack()] * len(runs))
         elif not _is_ended_by_signal(error):
             # What ends the process (SystemExit, MemoryError) is a failed attempt first.
-            finalize(run, failed_attempt(run, error))
+            _finalize(runs, [failed_attempt(run, error) for run in runs])
         raise
     finally:
-        run.ended = True
-    if company is not None and isinstance(outcome, Completed) and not run.completing and not run.completed:
-        company.completed(run, outcome)
-        return
-    _finalize_uninterrupted(run, outcome)
+        for run in runs:
+            run.ended = True
+    first, outcome = runs[0], outcomes[0]
+    if company is not None and isinstance(outcome, Completed) and not first.completing and not first.completed:
+        company.completed(first, outcome)
+    else:
+        _finalize_uninterrupted(runs, outcomes)
+    return len(runs)
+
+
+def _has_ended_unseen(run: Run, session: ClientSession) -> bool:
+    """End *run* where its handler is not to be called; whether that was so."""
+    unseen = _left_to_newer_code(run) or (_ended_unseen(run, session) if run.outdated else None) or _too_late(run)
+    if unseen is None:
+        return False
     HEARTBEAT.settled(run)
+    finalize(run, unseen)
+    return True
+
+
+def _finalize(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> None:
+    if len(runs) > 1:
+        finalize_batch(runs, outcomes)
+        return
+    finalize(runs[0], outcomes[0])
+    HEARTBEAT.settled(runs[0])
 
 
 def _started(run: Run) -> RunStarted:
@@ -251,15 +280,16 @@ def _is_stopped(error: BaseException) -> bool:
     return type(error).__name__ in {"WorkerTerminate", "WorkerShutdown", "GreenletExit"}
 
 
-def _finalize_uninterrupted(run: Run, outcome: Outcome) -> None:
+def _finalize_uninterrupted(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> None:
     """Finalize, also where a soft time limit strikes after the handler has ended (B-29)."""
     try:
-        finalize(run, outcome)
+        _finalize(runs, outcomes)
     except ReactiveError:
         raise
     except Exception:  # noqa: BLE001 -- Celery raises its signal's exception at any line
-        run.in_doubt = True
-        finalize(run, outcome)
+        for run in runs:
+            run.in_doubt = True
+        _finalize(runs, outcomes)
 
 
 def _left_to_newer_code(run: Run) -> GivenBack | None:
@@ -324,6 +354,8 @@ def outcome_of_return(run: Run) -> Outcome:
         return Completed(run.took, document_checked=run.document_checked)
     if run.overtaken is not None:
         return Overtaken(run.overtaken, run.generation, run.took)
+    if run.failure is not None:
+        return failed_attempt(run, run.failure)
     if run.deferral is not None:
         return Deferred(run.deferral.until, hold=run.deferral.hold, duration=run.took)
     return Completed(run.took, document_checked=run.document_checked)
@@ -335,6 +367,10 @@ def outcome_of_error(run: Run, error: BaseException, *, retry_in: timedelta | No
         return Completed(run.took, document_checked=run.document_checked)
     if run.overtaken is not None:
         return Overtaken(run.overtaken, run.generation, run.took)
+    if run.completes:
+        return Completed(run.took, document_checked=run.document_checked)
+    if run.failure is not None:
+        return failed_attempt(run, run.failure)
     if isinstance(error, TaskConditionFailedError):
         return Skipped(str(error), run.took, gone=run.gone, left=run.left, generation=run.generation)
     return failed_attempt(run, error, retry_in=retry_in)

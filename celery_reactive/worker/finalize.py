@@ -36,7 +36,7 @@ from celery_reactive.events import (
     RunSkipped,
 )
 from celery_reactive.store import records
-from celery_reactive.store.records import Settled
+from celery_reactive.store.records import Records, Settled
 from celery_reactive.store.wake import wake
 from celery_reactive.worker.run import Run
 
@@ -73,19 +73,19 @@ def finalize(run: Run, outcome: Outcome) -> Settled | None:
     return settled
 
 
-def finalize_together(runs: Sequence[Run], outcomes: Sequence[Completed | GivenBack]) -> None:
-    """Write what several runs of one message came to, and tell of each once it is durable.
+def finalize_together(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> None:
+    """Write what several runs of one message came to, in one command, and tell of each once it is durable.
 
-    They are alike: all completed, or all given back.
+    Raises:
+        StatementFailedError: One of them cannot be stored. Others may have been written; doing it again alone tells.
     """
-    first = outcomes[0]
-    settled = _persist_together(runs, first, [one.duration for one in outcomes if isinstance(one, Completed)] or None)
+    settled = _persist_together(runs, outcomes)
     wakes: tuple[Run, Settled] | None = None
     for run, outcome in zip(runs, outcomes, strict=True):
         where = settled.get(run.claim.key.exact)
         if where is None:
             run.lost = True
-            run.runtime.emit(LeaseLost(run.task.name, str(run.claim.key), run.claim.attempt))
+            run.runtime.emit(LeaseLost(run.claim.key.task, str(run.claim.key), run.claim.attempt))
             continue
         run.runtime.emit(event_of(run.claim.key, run.claim.attempt, outcome, where))
         if where.next_run_at is not None:
@@ -94,17 +94,14 @@ def finalize_together(runs: Sequence[Run], outcomes: Sequence[Completed | GivenB
         _wake_planner(*wakes)
 
 
-def _persist_together(
-    runs: Sequence[Run], outcome: Completed | GivenBack, durations: Sequence[timedelta] | None
-) -> dict[bytes, Settled]:
-    """Write an outcome of several runs; a database that is away is waited for while a lease may last."""
+def _persist_together(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> dict[bytes, Settled]:
+    """Write outcomes of several runs; a database that is away is waited for while a lease may last."""
     first = runs[0]
     target = first.runtime.connection.records(first.task)
-    claims = [run.claim for run in runs]
     wait = _FIRST_WAIT_SECONDS
     while True:
         try:
-            return records.settle_together(target, first.task, claims, outcome, durations=durations)
+            return _settle(target, runs, outcomes)
         except StoreUnavailableError as error:
             if all(run.lease_lost for run in runs):
                 logger.warning(
@@ -113,6 +110,21 @@ def _persist_together(
                 return {}
             threading.Event().wait(wait)
             wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
+
+
+def _settle(target: Records, runs: Sequence[Run], outcomes: Sequence[Outcome]) -> dict[bytes, Settled]:
+    """Write outcomes in the one statement that ends alike runs, where they are alike."""
+    task, claims, first = runs[0].task, [run.claim for run in runs], outcomes[0]
+    match first:
+        case Completed(document_checked=checked) if all(
+            isinstance(one, Completed) and one.document_checked is checked for one in outcomes
+        ):
+            durations = [one.duration for one in outcomes if isinstance(one, Completed)]
+            return records.settle_together(target, task, claims, first, durations=durations)
+        case GivenBack() if all(one == first for one in outcomes):
+            return records.settle_together(target, task, claims, first)
+        case _:
+            return records.settle_each(target, task, claims, outcomes)
 
 
 def _tell_of_completion(run: Run) -> Settled:

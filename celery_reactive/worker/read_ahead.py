@@ -39,6 +39,8 @@ class ReadAhead:
         self._session = session
         self._lock = threading.Lock()
         self._read: dict[bytes, RawBSONDocument] = {}
+        self._asked: set[bytes] = set()
+        """Whose document has been asked for."""
         self._sent = 0.0
 
     def document(self, run: Run) -> dict[str, Any] | None:
@@ -51,14 +53,18 @@ class ReadAhead:
             # Filter and values are compared under different collations, in two statements.
             return None
         with self._lock:
+            self._asked.add(run.claim.key.exact)
             if time.monotonic() - self._sent >= _FRESH_SECONDS:
                 self._read_for(run)
             found = self._read.pop(run.claim.key.exact, None)
         return None if found is None else documents.decoded(found, run.runtime.connection.documents(run.task))
 
+    def _may_ask(self, run: Run) -> bool:
+        return not run.ended and run.claim.key.exact not in self._asked
+
     def _read_for(self, run: Run) -> None:
         self._read.clear()
-        alike = [one for one in self._runs if one is run or (one.began is None and one.task is run.task)]
+        alike = [one for one in self._runs if one is run or (one.task is run.task and self._may_ask(one))]
         if len(alike) < 2:  # noqa: PLR2004 -- no company
             return
         self._sent = time.monotonic()

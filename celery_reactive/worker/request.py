@@ -72,13 +72,17 @@ class ReactiveRequest(Request):
         """Where records are that had ended by themselves when this process looked."""
         self._terminated: str | None = None
         """The one record that somebody wants terminated."""
+        self._is_batch = False
+        """Its records are one call of the handler, and one row (B-60)."""
         self._is_several = False
+        """Each of its records is a row of its own."""
         self._has_told = False
         if self._is_reactive:
             self._runs = self._named()
-            self._is_several = len(self._runs) > 1
+            self._is_batch = self._task.reactive.batch is not None
+            self._is_several = len(self._runs) > 1 and not self._is_batch
             self._request_dict[TOKEN] = uuid.uuid4().hex
-            self._request_dict[ONE_ONLY] = self._task.limited
+            self._request_dict[ONE_ONLY] = self._task.limited and not self._is_batch
             self._request_dict[REPORT] = self._is_several and self._is_watched()
         self._tell_of_receipt()
 
@@ -193,6 +197,9 @@ class ReactiveRequest(Request):
             self._end(lambda _task, _lease: GivenBack())
             if self._states and not self._ended:
                 state.task_ready(self)
+                if self._is_batch:
+                    self._tell("task-succeeded", uuid=self.id, result=None, runtime=None)
+                    return
                 for celery_id in self._states:
                     self._tell_as_found(celery_id)
                 return
@@ -256,10 +263,14 @@ class ReactiveRequest(Request):
         # Celery itself does not, see `ReactiveMixin.start_strategy`.
         if not self._is_watched():
             return
-        requests = [self._own_request(celery_id) for celery_id in self._runs] if self._runs else [self._request_dict]
-        for request in requests:
+        for row in self._rows():
+            request = self._own_request(row) if row in self._runs else self._request_dict
             kind, fields = monitors.received(request, self.name)
             self._tell(kind, **fields)
+
+    def _rows(self) -> list[str]:
+        """Return the Celery ids that monitors know this delivery by."""
+        return list(self._runs) if self._runs and not self._is_batch else [str(self._request_dict["id"])]
 
     def _own_request(self, celery_id: str) -> dict[str, Any]:
         retries = self._runs[celery_id].attempts
@@ -293,20 +304,20 @@ class ReactiveRequest(Request):
         self.acknowledge()
         if not state.should_terminate:
             logger.error("%s ended with its process: %r", self.humaninfo(), cause, extra={"event": "process_lost"})
-            for celery_id in self._runs:
-                self._tell_of_loss(celery_id, cause)
+            for row in self._rows():
+                self._tell_of_loss(row, cause)
 
     def _tell_of_loss(self, celery_id: str, cause: BaseException) -> None:
         """Tell monitors, signals and the task's own hooks how a run ended whose process did not live to tell."""
-        request = self._own_request(celery_id)
+        request = self._batch_request() if self._is_batch else self._own_request(celery_id)
         args, info = request["args"], _info_of(cause)
         told = monitors.error_fields(cause, info.traceback)
         context = Context(request)
         self.task.request_stack.push(context)
         try:
-            match self._state_after(celery_id):
+            match self._state_of_batch() if self._is_batch else self._state_after(celery_id):
                 case RecordState.COMPLETED:
-                    self._tell_as_found(celery_id)
+                    self._tell("task-succeeded", uuid=celery_id, result=None, runtime=None)
                 case RecordState.FAILED:
                     self._tell("task-failed", uuid=celery_id, **told)
                     self.task.on_failure(cause, celery_id, args, {}, info)
@@ -327,6 +338,16 @@ class ReactiveRequest(Request):
             logger.exception("the task's own hook raised")
         finally:
             self.task.request_stack.pop()
+
+    def _batch_request(self) -> dict[str, Any]:
+        texts = [self._document(celery_id) for celery_id in self._runs]
+        return {**self._request_dict, "args": (texts,), "kwargs": {}}
+
+    def _state_of_batch(self) -> RecordState:
+        """Return what a batch shows of where its records went: the worst."""
+        states = {self._state_after(celery_id) for celery_id in self._runs}
+        worst_first = (RecordState.FAILED, RecordState.PENDING)
+        return next((state for state in worst_first if state in states), RecordState.COMPLETED)
 
     def _state_after(self, celery_id: str) -> RecordState:
         """Return where a record went; by the attempts that its message names where MongoDB did not say."""

@@ -65,6 +65,10 @@ class Run:
         self.document_checked = False
         self.throttled = False
         """The handler has asked for all runs of its task to wait."""
+        self.completes = False
+        """The handler has said that this one is done, whatever becomes of others of its call."""
+        self.failure: BaseException | None = None
+        """What the handler has said this one failed with."""
         self.gone = False
         self.left = False
         self.completed = False

@@ -7,7 +7,7 @@ that a test decides what comes before what.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -28,6 +28,9 @@ from celery_reactive.store import definitions, indexes, records, server
 from celery_reactive.store.change_stream import Change, ChangeKind
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.records import Settled
+from celery_reactive.worker.context import TaskContext
+from celery_reactive.worker.execute import Body
+from celery_reactive.worker.run import Run
 
 Document = dict[str, Any]
 
@@ -188,6 +191,11 @@ class Bench:
 def overtaken(values: Document, *, generation: int = 1) -> Overtaken:
     """Return the outcome of a run that read newer watched *values*."""
     return Overtaken(RawBSONDocument(bson.encode({"v": values}, codec_options=CODEC)), generation)
+
+
+def each(body: Callable[[Run, TaskContext], Outcome]) -> Body:
+    """Return what `execute` calls, of what runs one record."""
+    return lambda runs, contexts: [body(run, context) for run, context in zip(runs, contexts, strict=True)]
 
 
 class Desk:

@@ -25,6 +25,7 @@ from celery_reactive.store.connection import Connection
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.execute import execute
 from celery_reactive.worker.run import Run
+from tests.integration.bench import each
 
 TASK = declare("shop.sync", {"collection": "orders", "debounce": 0, "rate_limit": "20/s", "max_concurrency": 3})
 DOCUMENTS = range(24)
@@ -45,7 +46,7 @@ def work(runtime: Runtime, task: ReactiveTask, until: float, spans: list[tuple[f
     while time.time() < until:
         chosen = random.sample(DOCUMENTS, random.choice((1, 1, 3)))
         named = [Named(RecordKey(task.name, doc_id), 0) for doc_id in chosen]
-        execute(runtime, task, named, body, token=uuid.uuid4().hex, worker="limited")
+        execute(runtime, task, named, each(body), token=uuid.uuid4().hex, worker="limited")
         pause.wait(_PAUSE_SECONDS)
 
 

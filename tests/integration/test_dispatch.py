@@ -353,3 +353,30 @@ def test_all_of_a_backlog_is_sent_in_the_order_in_which_it_became_due(
     for _ in range(4):
         dispatcher.step()
     assert sorted(doc_id for _, doc_id in outbox.sent) == sorted([*range(23), 2])
+
+
+def test_a_batch_waits_in_the_database_for_company(
+    make_bench: MakeBench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox
+) -> None:
+    """B-60: full ones go at once, what is left when it has waited long enough."""
+    bench = make_bench("gathered", batch=(4, "300ms"))
+    dispatcher = dispatcher_of(bench)
+    bench.plan(*documents(10))
+    dispatcher.step()
+    assert outbox.sizes == [4, 4]
+    assert bench.records.count_documents({"_r.sent": True}) == 8
+    for _ in range(20):
+        dispatcher.step()
+        if len(outbox.sizes) > 2:
+            break
+    assert outbox.sizes == [4, 4, 2]
+
+
+def test_a_batch_without_a_wait_takes_what_is_due(
+    make_bench: MakeBench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox
+) -> None:
+    """B-60: up to its size."""
+    bench = make_bench("gathered", batch=4)
+    bench.plan(*documents(6))
+    dispatcher_of(bench).step()
+    assert outbox.sizes == [4, 2]

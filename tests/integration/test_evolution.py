@@ -30,7 +30,7 @@ from celery_reactive.store.positions import Position
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.execute import execute
 from celery_reactive.worker.run import Run
-from tests.integration.bench import TOOK, Bench, Document
+from tests.integration.bench import TOOK, Bench, Document, each
 
 NAME = "shop.sync"
 FIRST = {"_id": 1, "on": True, "v": "first", "w": "other"}
@@ -74,7 +74,7 @@ class Deployment:
             return Completed(TOOK, document_checked=run.document_checked)
 
         named = [Named(self.bench.key(doc_id), 0)]
-        execute(self.runtime, self.task, named, body, token=f"run of {doc_id} in {self.term}", worker="bench")
+        execute(self.runtime, self.task, named, each(body), token=f"run of {doc_id} in {self.term}", worker="bench")
 
     def handle(self, document: Document) -> None:
         """Write, plan and handle a document."""
@@ -352,7 +352,7 @@ def test_what_an_overtaken_run_saw_is_kept_under_its_generation(deploy: Deploy) 
         handler(context)
         return context._completion(run)
 
-    execute(before.runtime, before.task, [Named(before.bench.key(1), 0)], body, token="t", worker="bench")  # noqa: S106
+    execute(before.runtime, before.task, [Named(before.bench.key(1), 0)], each(body), token="t", worker="bench")  # noqa: S106
     record = after.bench.record(1)
     assert (record["lastObservedValues"], record["_r"]["gen"]) == ({"v": "second"}, 1)
     due = record["dueAt"]

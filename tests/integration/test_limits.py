@@ -38,7 +38,7 @@ from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.execute import execute
 from celery_reactive.worker.run import Run
 from tests.integration import limited_worker
-from tests.integration.bench import LEASE, TOOK, Bench
+from tests.integration.bench import LEASE, TOOK, Bench, each
 from tests.integration.conftest import MakeBench
 
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
@@ -152,18 +152,32 @@ def test_a_backlog_uses_the_rate_up(globals_: Collection[dict[str, Any]]) -> Non
     assert 95 <= granted <= 100
 
 
-def test_a_clock_set_back_holds_up_for_a_period_at_most(globals_: Collection[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("are_told", [True, False])
+def test_a_clock_set_back_holds_up_for_a_period_at_most(
+    globals_: Collection[dict[str, Any]], *, are_told: bool
+) -> None:
     """B-58: after a failover to a server whose clock is behind, what seems to lie ahead counts as just happened."""
     clock, limits = Clockwork(globals_), Limits(Rate(3, PERIOD))
     clock.update(pipelines.take("before", [1], 3, limits, now=BEGINNING))
-    clock.update(pipelines.settle("before", limits, started=None, frees=True, now=BEGINNING))
+    if are_told:
+        clock.update(pipelines.settle("before", limits, started=None, frees=True, now=BEGINNING))
     back = BEGINNING - timedelta(minutes=5)
-    at = [back + timedelta(milliseconds=100 * step) for step in range(15)]
+    at = [back + timedelta(milliseconds=100 * step) for step in range(20)]
     granted = [
         clock.update(pipelines.take(str(step), [1], 1, limits, now=now))["last"]["n"] for step, now in enumerate(at)
     ]
     assert list(itertools.accumulate(granted))[9] == 0
     assert sum(granted) == 3
+
+
+def test_what_is_given_back_twice_is_not_taken(globals_: Collection[dict[str, Any]]) -> None:
+    """B-58: whoever has read of more in the meantime changes nothing."""
+    clock, limits = Clockwork(globals_), Limits(Rate(9, PERIOD), 9)
+    clock.update(pipelines.take("one", [1, 2, 3], 3, limits, now=BEGINNING))
+    clock.update(pipelines.keep("one", 1))
+    limiter = clock.update(pipelines.keep("one", 2))
+    assert [slot["n"] for slot in limiter["slots"]] == [1]
+    assert [one["n"] for one in limiter["open"]] == [1]
 
 
 # --- workers -----------------------------------------------------------------------------------
@@ -196,7 +210,9 @@ class Worker:
     def run(self, *doc_ids: Any, token: str = "t", one_only: bool = False) -> int:  # noqa: S107 -- a claim's name
         """Run a message; return how many of its records ran."""
         named = [Named(self.bench.key(doc_id), 0) for doc_id in doc_ids]
-        return execute(self.runtime, self.bench.task, named, self._body, token=token, worker="bench", one_only=one_only)
+        return execute(
+            self.runtime, self.bench.task, named, each(self._body), token=token, worker="bench", one_only=one_only
+        )
 
     def _body(self, run: Run, _context: TaskContext) -> Outcome:
         self.started.append(run.claim.key.doc_id)
@@ -261,7 +277,7 @@ def test_a_start_that_comes_too_late_is_given_back(make_worker: MakeWorker) -> N
     """B-58: the second record of the message would begin after the time for which it was granted a start."""
     worker = make_worker(rate_limit="2/s")
     worker.while_running = lambda: threading.Event().wait(0.3)
-    assert worker.run(0, 1) == 2
+    worker.run(0, 1)
     assert worker.started == [0]
     left = worker.bench.record(1)
     assert (left["status"], left["attempts"]) == ("pending", 0)
@@ -280,6 +296,7 @@ def test_a_long_run_counts_from_its_beginning(make_worker: MakeWorker) -> None:
     worker.while_running = look
     worker.run(0)
     assert seen == [0]
+    assert [one["n"] for one in worker.limiter()["starts"]] == [1]
 
 
 def test_a_claim_after_its_time_is_refused(bench: Bench) -> None:

@@ -20,7 +20,7 @@ from celery_reactive.worker import read_ahead
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.execute import execute, outcome_of_error, outcome_of_return
 from celery_reactive.worker.run import Run
-from tests.integration.bench import Bench
+from tests.integration.bench import Bench, each
 from tests.integration.conftest import MakeBench
 
 RunAll = Callable[..., dict[Any, Any]]
@@ -62,7 +62,7 @@ def run_all(connection: Connection, settings: Settings) -> RunAll:
             return outcome_of_return(run)
 
         named = [Named(bench.key(doc_id), 0) for doc_id in doc_ids]
-        execute(Runtime(settings, Registry(), connection, ()), bench.task, named, body, token="t", worker="w")  # noqa: S106
+        execute(Runtime(settings, Registry(), connection, ()), bench.task, named, each(body), token="t", worker="w")  # noqa: S106
         return got
 
     return run

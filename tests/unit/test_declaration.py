@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_reactive.core.batch import Batch
 from celery_reactive.core.declaration import OPTIONS, declare
 from celery_reactive.core.limits import Rate
 from celery_reactive.core.policies import CleanupPolicy, DeleteWhen, Evolution, OnHandlerVersionChange
@@ -154,6 +155,11 @@ def test_the_definition_is_readable() -> None:
             "evolution: on_handler_version_change: expected one of 'none', 'reprocess_failed', 'reprocess_all'",
         ),
         ("evolution", {"reconcileOnTriggerChange": "no"}, "evolution: reconcile_on_trigger_change: expected True"),
+        ("batch", 0, "batch: size: expected an integer from 1 to 1000, got 0"),
+        ("batch", (5, "x"), "batch: wait: "),
+        ("batch", "5", "batch: expected a size, (size, wait) or a dict, got '5'"),
+        ("batch", {"wait": "1s"}, "batch: size: missing"),
+        ("batch", {"size": 5, "weight": 1}, "batch: unknown option 'weight'"),
         ("chunk", 0, "chunk: expected an integer from 1 to"),
         ("chunk", True, "chunk: expected an integer from 1 to"),
         ("chunk", "all", "chunk: expected \"auto\" or a positive integer, got 'all'"),
@@ -202,7 +208,7 @@ def test_an_unknown_option_is_refused_with_a_suggestion(unknown: str, suggestion
 
 @pytest.mark.parametrize(
     "option",
-    ["batch", "document_class", "loop_guard", "on_delete", "recheck_interval", "track_changes"],
+    ["document_class", "loop_guard", "on_delete", "recheck_interval", "track_changes"],
 )
 def test_an_option_that_does_nothing_is_no_option(option: str) -> None:
     """B-2: nothing is silently ignored."""
@@ -275,3 +281,18 @@ def test_an_unknown_task_is_answered_with_the_known() -> None:
 def test_errors_travel_between_processes(error: Exception) -> None:
     """Celery pickles what a task raises."""
     assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 -- our own bytes
+
+
+@pytest.mark.parametrize("batch", [5, (5, "2s"), {"size": 5, "wait": 2}, Batch(5, "2s")])
+def test_a_batch_is_a_size_or_a_size_and_a_wait(batch: object) -> None:
+    """B-60: also as a typed object."""
+    task = declare("task", {"collection": "orders", "batch": batch})
+    assert task.batch is not None
+    assert task.batch.size == 5
+    assert task.batch.wait == timedelta(seconds=0 if batch == 5 else 2)
+
+
+def test_a_batch_has_no_chunk() -> None:
+    """B-60: its size says how many documents a message names."""
+    with pytest.raises(ConfigurationError, match="chunk: expected none beside batch"):
+        declare("task", {"collection": "orders", "batch": 5, "chunk": 2})

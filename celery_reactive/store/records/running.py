@@ -10,7 +10,7 @@ from typing import Any
 import bson
 from bson import Timestamp
 from bson.raw_bson import RawBSONDocument
-from pymongo import ReturnDocument
+from pymongo import ReturnDocument, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 
@@ -231,7 +231,50 @@ def settle_together(
         ),
         hint=BY_ID,
     )
-    left = {"_id": {"$in": ids}, "_r.done": token}
+    return _left_by(records, claims, token)
+
+
+@translated
+def settle_each(
+    records: Records, task: ReactiveTask, claims: Sequence[Claim], outcomes: Sequence[Outcome]
+) -> dict[bytes, Settled]:
+    """End several runs of one token, each with an outcome of its own, in one command.
+
+    Args:
+        records: Records collection.
+        task: Definition.
+        claims: The runs' claims.
+        outcomes: What they came to, in the same order.
+
+    Returns:
+        As of `settle_together`.
+
+    Raises:
+        StatementFailedError: One of them cannot be stored; others may have been.
+        StoreUnavailableError: Unknown whether they were written.
+    """
+    token = claims[0].token
+    ends = [
+        UpdateOne(
+            {"_id": claim.key.id, "_r.claim.token": token, **pipelines.state_is(COMPLETE.sources)},
+            pipelines.settle(
+                outcome,
+                debounce=task.debounce,
+                history_limit=task.execution_history_limit,
+                reset_retries=task.retry_policy.reset_retries_on_data_change,
+                observed_at=claim.cluster_time,
+            ),
+            hint=BY_ID,
+        )
+        for claim, outcome in zip(claims, outcomes, strict=True)
+    ]
+    records.bulk_write(ends, ordered=False)
+    return _left_by(records, claims, token)
+
+
+def _left_by(records: Records, claims: Sequence[Claim], token: str) -> dict[bytes, Settled]:
+    """Return where the records are that the statement of *token* has settled, by the `exact` form of their keys."""
+    left = {"_id": {"$in": [claim.key.id for claim in claims]}, "_r.done": token}
     return {
         RecordKey(record["_id"]["t"], record["_id"]["d"]).exact: Settled(
             RecordState(record["status"]), record["nextRunAt"]
