@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -73,7 +73,7 @@ def trace_fields(field: str = _FIELD) -> dict[str, dict[str, str]]:
 
 def traced(
     call: Callable[[], object],
-    ctx: TaskContext,
+    ctx: TaskContext | Sequence[TaskContext],
     *,
     field: str = _FIELD,
     tracer_provider: TracerProvider | None = None,
@@ -81,34 +81,40 @@ def traced(
     """Make *call* in a span of its own: for `reactive_task_caller`, as it is or called by one of yours (B-37).
 
     The span is a child of the trace that the document carries, otherwise the root of a new one; either way it links
-    to the span that was current, such as CeleryInstrumentor's.
+    to the span that was current, such as CeleryInstrumentor's. A batch is one span, the root of a new trace, that links
+    to the traces of its documents (B-60).
 
     Args:
         call: Calls the handler.
-        ctx: The run's context.
+        ctx: The run's context, or those of a batch.
         field: Where writers put what `trace_fields` returns.
         tracer_provider: Makes the span; None: the process's.
     """
+    contexts = [ctx] if isinstance(ctx, TaskContext) else list(ctx)
+    first, is_batch = contexts[0], not isinstance(ctx, TaskContext)
     current = trace.get_current_span().get_span_context()
+    writers = [_writer_of(one, field) for one in contexts]
+    linked = [current, *(trace.get_current_span(one).get_span_context() for one in writers if is_batch)]
     tracer = trace.get_tracer("celery_reactive", tracer_provider=tracer_provider)
     with tracer.start_as_current_span(
-        f"process {ctx.task}",
-        context=_parent_of(ctx, field),
+        f"process {first.task}",
+        context=trace.set_span_in_context(trace.INVALID_SPAN) if is_batch else writers[0],
         kind=SpanKind.CONSUMER,
-        attributes=_attributes(ctx),
-        links=[Link(current)] if current.is_valid else [],
+        attributes=_attributes_of_batch(contexts) if is_batch else _attributes(first),
+        links=[Link(one) for one in linked if one.is_valid],
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
         try:
             call()
         except BaseException as error:
-            _tell(span, _run_of(ctx), error)
+            _tell_of_failure(span, error) if is_batch else _tell(span, _run_of(first), error)
             raise
-        _tell(span, _run_of(ctx), None)
+        if not is_batch:
+            _tell(span, _run_of(first), None)
 
 
-def _parent_of(ctx: TaskContext, field: str) -> Context:
+def _writer_of(ctx: TaskContext, field: str) -> Context:
     """Return the context of the document's writer; without one, the current context without its span."""
     return _W3C.extract(_stored(ctx, field), trace.set_span_in_context(trace.INVALID_SPAN))
 
@@ -144,6 +150,19 @@ def _attributes(ctx: TaskContext) -> dict[str, str | int]:
         "reactive.collection": ctx.collection,
         "reactive.document_id": id_to_text(ctx.doc_id),
         "reactive.attempt": ctx.attempt,
+    }
+
+
+def _attributes_of_batch(contexts: Sequence[TaskContext]) -> dict[str, str | int]:
+    first = contexts[0]
+    return {
+        "messaging.system": "celery_reactive",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": first.task,
+        "messaging.batch.message_count": len(contexts),
+        "reactive.task": first.task,
+        "reactive.collection": first.collection,
     }
 
 

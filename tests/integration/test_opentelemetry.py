@@ -544,3 +544,24 @@ def test_a_watched_trace_is_a_change(shop: Shop) -> None:
         shop.orders.update_one({"_id": 1}, {"$set": {"v": 1, **trace_fields()}})
     shop.plan(1)
     assert shop.record(1)["status"] == "pending"
+
+
+def test_a_batch_is_one_span_that_links_to_the_traces_of_its_documents(shop: Shop) -> None:
+    """B-37, B-60: it is part of none of them; what it raises is told of once."""
+
+    def handler(contexts: list[TaskContext]) -> None:
+        raise ValueError(f"{len(contexts)} are too many")
+
+    shop.handle(handler, batch=10)
+    shop.write({"_id": 1, "v": 1}, "first writer")
+    shop.write({"_id": 2, "v": 1}, "second writer")
+    shop.orders.insert_one({"_id": 3, "v": 1})
+    shop.run(1, 2, 3)
+    span = shop.span()
+    writers = {id_of(shop.span("first writer")), id_of(shop.span("second writer"))}
+    assert span.parent is None
+    assert writers <= set(links_of(span))
+    assert span.attributes is not None
+    assert span.attributes["messaging.batch.message_count"] == 3
+    assert span.status.status_code is StatusCode.ERROR
+    assert [event.name for event in span.events] == ["exception"]
