@@ -17,6 +17,7 @@ from celery_reactive import RetryPolicy
 from celery_reactive.core.duration import format_duration
 from celery_reactive.core.policies import CleanupPolicy, Evolution
 from celery_reactive.events import EVENTS
+from celery_reactive.metrics.catalogue import METRICS
 from celery_reactive.settings import Settings
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide"
@@ -122,6 +123,15 @@ def events() -> str:
     return table(["signal", "level", "when", "facts"], rows)
 
 
+def metrics() -> str:
+    """Return every metric with its kind, labels and meaning."""
+    rows = [
+        [f"`{metric.name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.meaning]
+        for metric in METRICS
+    ]
+    return table(["name", "kind", "labels", "meaning"], rows)
+
+
 def inert() -> str:
     """Return a list of what can be declared or set and is read by nothing."""
     options = inert_options()
@@ -166,7 +176,13 @@ def table(heading: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"waits": waits, "settings": settings, "events": events, "inert": inert}
+TABLES: dict[str, Callable[[], str]] = {
+    "metrics": metrics,
+    "waits": waits,
+    "settings": settings,
+    "events": events,
+    "inert": inert,
+}
 
 if __name__ == "__main__":
     main()

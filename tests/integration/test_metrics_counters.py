@@ -1,4 +1,4 @@
-"""Counters of many processes: each count once in the sum, whoever comes, goes, is taken for gone or asks twice (B-55)."""
+"""Counters of many processes: each count once in the sum, whoever comes, goes, is taken for gone or asks twice."""
 
 from __future__ import annotations
 
