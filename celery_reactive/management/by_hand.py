@@ -20,6 +20,7 @@ from celery_reactive.management.pages import Batch, pages
 from celery_reactive.management.selection import Selection, TaskFilters, select
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, indexes, queries, records, server
+from celery_reactive.store.wake import wake_if_possible
 
 Change = Callable[[Batch], int]
 """Changes those of the records that still are what they were chosen for; returns how many."""
@@ -98,6 +99,7 @@ def trigger(runtime: Runtime, task: str, doc_id: Any) -> bool:
         retried = records.retry_by_hand(target, ids)
     if retried:
         runtime.emit(ManualAction("trigger", definition.name, retried))
+        wake_if_possible(runtime.connection.globals(), definition.name)
     return retried > 0
 
 
@@ -144,6 +146,7 @@ def _change_all(runtime: Runtime, action: str, selection: Selection, change: Cha
         for name, number in changed.items():
             if number:
                 runtime.emit(ManualAction(action, name, number))
+                wake_if_possible(runtime.connection.globals(), name)
     return changed.total()
 
 

@@ -6,7 +6,6 @@ under way go on.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -17,11 +16,11 @@ from celery_reactive.core.limits import UNLIMITED, Overrides, Rate, Unlimited
 from celery_reactive.core.options import Options, read_integer
 from celery_reactive.core.suggest import listed
 from celery_reactive.core.task import HIGHEST_PRIORITY
-from celery_reactive.errors import ConfigurationError, StoreUnavailableError
+from celery_reactive.errors import ConfigurationError
 from celery_reactive.events import TaskLimited, TaskPaused, TaskThrottled
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, queries
-from celery_reactive.store.wake import wake
+from celery_reactive.store.wake import wake_if_possible
 
 T = TypeVar("T")
 
@@ -94,8 +93,7 @@ def limit(runtime: Runtime, task: str, changes: Mapping[str, object]) -> Overrid
     in_force = definitions.set_limits(runtime.connection.globals(), name, read)
     rate = None if in_force.rate is None else str(in_force.rate)
     runtime.emit(TaskLimited(name, rate, in_force.concurrency, in_force.priority))
-    with contextlib.suppress(StoreUnavailableError):
-        wake(runtime.connection.globals())
+    wake_if_possible(runtime.connection.globals(), name)
     return in_force
 
 
@@ -118,6 +116,7 @@ def _set_paused(runtime: Runtime, task: str, *, paused: bool) -> None:
     name = runtime.registry.get(task).name
     definitions.set_paused(runtime.connection.globals(), name, paused=paused)
     runtime.emit(TaskPaused(name, paused))
+    wake_if_possible(runtime.connection.globals(), name)
 
 
 def _server_time_of(runtime: Runtime, delay: Duration | datetime) -> datetime:

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from celery_reactive.core.limits import Limits
@@ -101,6 +101,9 @@ class Dispatcher:
         self._workers = _Workers(runtime)
         self._poll_seconds = min(max(_POLL_SECONDS, _POLL_A_TASK_SECONDS * len(tasks)), _LONGEST_POLL_SECONDS)
         self._kicked = threading.Event()
+        self._lock = threading.Lock()
+        self._asked_for: set[str] = set()
+        """Tasks to look at now; others' threads say so."""
         self._complaint = Complaint("the broker")
         self._filter_complaint = Complaint("reactive_task_filter")
         self._unpublished: list[Message] = []
@@ -112,8 +115,14 @@ class Dispatcher:
         size = self._fixed_size(task)
         return MOST_A_MESSAGE if size is None else size
 
-    def kick(self) -> None:
-        """Look now: something may have become due."""
+    def kick(self, tasks: Collection[str] | None = None) -> None:
+        """Look now: something may have become due.
+
+        Args:
+            tasks: Names of those of which; one that is not this dispatcher's is ignored. None: of any.
+        """
+        with self._lock:
+            self._asked_for.update(self._flows if tasks is None else self._flows.keys() & tasks)
         self._kicked.set()
 
     def step(self) -> None:
@@ -122,10 +131,11 @@ class Dispatcher:
         Raises:
             StoreUnavailableError: MongoDB is away; what was marked is sent again after its deadline.
         """
-        if self._kicked.is_set():
-            self._kicked.clear()
-            for flow in self._flows.values():
-                flow.look_at = _AT_ONCE
+        self._kicked.clear()
+        with self._lock:
+            for name in self._asked_for:
+                self._flows[name].look_at = _AT_ONCE
+            self._asked_for.clear()
         try:
             self._round()
         except BrokerUnavailableError as error:

@@ -120,7 +120,7 @@ class Planning:
             if entry.key.task in names:
                 self._set_aside[entry.key.task, entry.key.exact] = entry.gone
 
-    def plan_changes(self, changes: Sequence[Change], *, at: Timestamp) -> bool:
+    def plan_changes(self, changes: Sequence[Change], *, at: Timestamp) -> frozenset[str]:
         """Plan a batch of changes, all of it durable on return.
 
         Args:
@@ -128,18 +128,18 @@ class Planning:
             at: Cluster time of the last one; what is read is not older.
 
         Returns:
-            Whether anything concerned a task.
+            The names of the tasks that anything concerned.
         """
-        planned = False
+        planned: set[str] = set()
         with self._runtime.connection.causal_session() as session:
             session.advance_operation_time(at)
             for task in self.tasks:
                 name = task.definition.collection
                 concern = concern_of(task.definition, (change for change in changes if change.collection == name))
                 if concern.deleted or concern.inserted or concern.written:
-                    planned = True
+                    planned.add(task.definition.name)
                     self._plan_concern(task, concern, at, session)
-        return planned
+        return frozenset(planned)
 
     def _plan_concern(self, task: PlannedTask, concern: Concern, at: Timestamp, session: ClientSession) -> None:
         at_fault: set[bytes] = set()

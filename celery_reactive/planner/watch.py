@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 
 from bson import ObjectId
@@ -40,7 +40,7 @@ class Watcher:
         *,
         group: str,
         term: int,
-        on_planned: Callable[[], None],
+        on_planned: Callable[[Collection[str] | None], None],
         on_deleted: Callable[[Sequence[Change]], None],
         on_reconcile: Callable[[], None],
     ) -> None:
@@ -169,9 +169,11 @@ class Watcher:
         assert self._position is not None  # noqa: S101 -- set before the first read
         if batch.changes:
             planned = self._planning.plan_changes(batch.changes, at=batch.at)
-            woken = any(change.kind is ChangeKind.WOKEN for change in batch.changes)
-            if planned or woken:
-                self._on_planned()
+            woken = {change.doc_id for change in batch.changes if change.kind is ChangeKind.WOKEN}
+            if None in woken:
+                self._on_planned(None)
+            elif planned or woken:
+                self._on_planned(planned | woken)
             if any(change.kind is ChangeKind.RECONCILIATION_WANTED for change in batch.changes):
                 self._on_reconcile()
             self._on_deleted(batch.changes)

@@ -231,8 +231,10 @@ def _changes_of(event: Mapping[str, Any], watched: frozenset[str]) -> list[Chang
     name = event.get("ns", {}).get("coll", "")
     if kind in (ChangeKind.WRITTEN, ChangeKind.DELETED):
         if name not in watched:
-            wanted = event["documentKey"]["_id"]["k"] == wake.RECONCILE_KIND
-            return [Change(ChangeKind.RECONCILIATION_WANTED if wanted else ChangeKind.WOKEN, name)]
+            own_id = event["documentKey"]["_id"]
+            if own_id["k"] == wake.RECONCILE_KIND:
+                return [Change(ChangeKind.RECONCILIATION_WANTED, name)]
+            return [Change(ChangeKind.WOKEN, name, own_id.get("t"))]
         paths = event.get("paths")
         return [
             Change(

@@ -42,7 +42,7 @@ from celery_reactive.worker.run import Run
 
 logger = logging.getLogger(__name__)
 
-_SOON = timedelta(milliseconds=500)
+_SOON = timedelta(seconds=5)
 """A wait longer than this the planner learns of in time by its own looking."""
 _UNSTORABLE_BYTES = 300
 _FIRST_WAIT_SECONDS = 0.1
@@ -141,7 +141,7 @@ def _wake_planner(run: Run, settled: Settled) -> None:
     if settled.next_run_at is None or settled.next_run_at - run.server_time() > _SOON:
         return
     try:
-        wake(run.runtime.connection.globals())
+        wake(run.runtime.connection.globals(), run.claim.key.task)
     except StoreUnavailableError:
         logger.info("planner not woken, it will look by itself", extra={"event": "not_woken"})
 

@@ -108,7 +108,7 @@ class Permit:
             )
             self._is_told = True
             if is_awaited:
-                wake(self._runtime.connection.globals())
+                wake(self._runtime.connection.globals(), self._task)
         except ReactiveError as error:
             self._not_told(error)
 

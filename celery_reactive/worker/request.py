@@ -388,7 +388,7 @@ class ReactiveRequest(Request):
             found = records.states_of(target, others) if others else {}
             self._states = {ids[id_to_text(key.doc_id)]: where for key, where in found}
             if limiters.settle(runtime.connection.globals(), task.name, self._token, Limits()):
-                wake(runtime.connection.globals())
+                wake(runtime.connection.globals(), task.name)
 
         self._briefly(end)
 

@@ -75,6 +75,16 @@ def test_each_kind_of_write_gives_its_change(watched: Database[Document], stream
     ]
 
 
+def test_who_wakes_the_planner_may_say_for_which_task(watched: Database[Document], stream: ChangeStream) -> None:
+    """B-22: so that it looks at that one alone."""
+    wake.wake(watched[GLOBALS])
+    wake.wake(watched[GLOBALS], "shop.sync")
+    assert [(change.kind, change.doc_id) for change in collect(stream, 2)] == [
+        (ChangeKind.WOKEN, None),
+        (ChangeKind.WOKEN, "shop.sync"),
+    ]
+
+
 PATHS: dict[str, tuple[Any, set[str]]] = {
     "set": ({"$set": {"x": 1, "a.b": 2}}, {"x", "a.b"}),
     "unset": ({"$unset": {"a.c": ""}}, {"a.c"}),

@@ -380,3 +380,28 @@ def test_a_batch_without_a_wait_takes_what_is_due(
     bench.plan(*documents(6))
     dispatcher_of(bench).step()
     assert outbox.sizes == [4, 2]
+
+
+def test_only_tasks_that_something_happened_to_are_looked_at(
+    make_bench: MakeBench,
+    dispatcher_of: Callable[..., Dispatcher],
+    outbox: Outbox,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """B-22: what a change of one task's document costs does not grow with the number of tasks."""
+    benches = [make_bench(f"task {number}") for number in range(5)]
+    dispatcher = dispatcher_of(*benches)
+    dispatcher.step()
+    looked: list[str] = []
+    find_due = records.find_due
+
+    def noted(target: Any, task: str, **options: Any) -> Any:
+        looked.append(task)
+        return find_due(target, task, **options)
+
+    monkeypatch.setattr(records, "find_due", noted)
+    benches[3].plan(DOCUMENT)
+    dispatcher.kick({"task 3", "another planner's"})
+    dispatcher.step()
+    assert outbox.sent == [("task 3", 1)]
+    assert set(looked) == {"task 3"}
