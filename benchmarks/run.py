@@ -19,7 +19,7 @@ import page
 from figures import Section, machine
 
 BENCHMARKS = ("throughput", "peer", "latency", "planning", "cost", "idle", "scaling", "growth", "publishing")
-_PATIENCE_SECONDS = 480
+_PATIENCE_SECONDS = 600
 _HERE = Path(__file__).parent
 
 
