@@ -342,7 +342,7 @@ class Reactive:
         connection = Connection(settings)
         self._metrics = Metrics(settings, self._registry, connection, queue_of=self._queue_of)
         # A pool process; of other processes whoever runs them says when they end.
-        worker_process_shutdown.connect(self._finish_metrics, weak=False)
+        worker_process_shutdown.connect(self._finish_metrics)
         return Runtime(
             settings=settings,
             registry=self._registry,

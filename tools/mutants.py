@@ -46,16 +46,22 @@ TESTS = (
     "tests/integration/test_checkpoints.py",
     "tests/integration/test_protocol.py",
     "tests/integration/test_planning.py",
+    "tests/integration/test_limits.py",
+    "tests/integration/test_metrics_counters.py",
+    "tests/integration/test_metrics_gauges.py",
 )
 """In the order in which they are asked, after those that know the mutant best."""
 KNOWS_BEST = {
     "apply": "records_planning",
     "adopt": "evolution",
     "checkpoints": "checkpoints",
+    "counters": "metrics_counters",
     "definitions": "leadership",
     "leadership": "guards",
     "lay": "lay",
     "leave": "records_planning",
+    "measures": "metrics_gauges",
+    "limiter": "limits",
     "orphans": "cleanup",
     "orphans.forget": "cleanup_by_hand",
     "orphans.remove_all": "cleanup_by_hand",

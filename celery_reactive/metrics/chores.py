@@ -5,6 +5,7 @@ Run by the planner beside its stages, for one term of one group.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -45,19 +46,21 @@ class Chores:
             TermEndedError: A newer leader plans.
             StoreUnavailableError: MongoDB is away; the next step goes on.
         """
+        self.retire_the_gone()
         now = time.monotonic()
         if self._counted_at is None or now - self._counted_at >= _COUNT_SECONDS:
+            self._counted_at = now
             self._count_completed()
             counters.forget_tombstones(self._connection.globals())
-            self._counted_at = now
-        self.retire_the_gone()
         self._ended.wait(_LOOK_SECONDS)
 
     def _count_completed(self) -> None:
-        numbers = {
-            task.name: queries.count_in_state(self._connection.records(task), task.name, RecordState.COMPLETED)
-            for task in self._tasks
-        }
+        """Count and store; a task that cannot be counted in time is left out."""
+        numbers: dict[str, int] = {}
+        for task in self._tasks:
+            with contextlib.suppress(StoreBusyError):
+                records = self._connection.records(task)
+                numbers[task.name] = queries.count_in_state(records, task.name, RecordState.COMPLETED)
         measures.store_completed(self._connection.globals(), self._group, numbers, term=self._term)
 
     def retire_the_gone(self) -> int:

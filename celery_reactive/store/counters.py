@@ -163,7 +163,7 @@ def _retire(globals_: Globals, gone: Iterable[Counted], session: ClientSession) 
         session=session,
     )
     globals_.update_many(
-        {"$or": [{"_id": one["_id"], "seq": one["seq"]} for one in found]},
+        {"_id": {"$in": [one["_id"] for one in found]}},
         {"$currentDate": {"retiredAt": True}, "$unset": {"entries": "", "pushedAt": "", "pushEverySeconds": ""}},
         session=session,
     )
