@@ -31,7 +31,7 @@ def svg(plot: Plot) -> str:
         f"<title>{escape(plot.title)}</title><style>{_STYLE}</style>",
         _text(_LEFT, 20, plot.title, "t"),
         _text((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 10, plot.x_title, anchor="middle"),
-        _text(_LEFT, _TOP - 6, plot.y_title, anchor="end"),
+        _text(6, _TOP - 6, plot.y_title),
         *_grid(sorted(set(xs)), across, _ticks(least, max(ys), logarithmic=plot.logarithmic), up),
         *_lines(plot, across, up),
         "</svg>",

@@ -33,10 +33,12 @@ from celery_reactive.core.policies import OnHandlerVersionChange
 from celery_reactive.core.projection import compile_projection
 from celery_reactive.core.record import Claim
 from celery_reactive.core.states import RUNNING, RecordState
+from celery_reactive.planner import process
 from celery_reactive.settings import Settings
 from celery_reactive.store import (
     activity,
     documents,
+    examination,
     forecast,
     indexes,
     inspection,
@@ -51,6 +53,7 @@ from celery_reactive.store.orphans import Criteria
 from celery_reactive.store.queries import Order, Wanted
 from celery_reactive.store.scans import Span
 from tests.integration.bench import LEASE, TOOK, Bench, Document
+from tests.integration.conftest import MakeDesk
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -684,6 +687,11 @@ def _prepare(house: House) -> None:
     server.check_definition(house.source, house.bench.task)
 
 
+@play(may_scan="of the first thousand documents, for a person")
+def _examine(house: House) -> None:
+    examination.foreign_record(house.records)
+
+
 # --- the tests ---------------------------------------------------------------------------------------
 
 
@@ -802,3 +810,10 @@ def test_indexes_of_an_earlier_release_are_dropped(mongodb_url: str) -> None:
             "mine",
         }
     connection.close()
+
+
+def test_the_leader_drops_them(bench: Bench, make_desk: MakeDesk) -> None:
+    """Once a term, with its definitions; a stand-by or a worker drops nothing."""
+    bench.records.create_index([("task", 1), ("status", 1), ("dueAt", 1)], name="reactive_due")
+    process._define(make_desk(bench).runtime, [bench.task], term=1)
+    assert "reactive_due" not in bench.records.index_information()
