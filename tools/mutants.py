@@ -71,6 +71,7 @@ KNOWS_BEST = {
     "scan": "reconcile",
     "settle": "counterexamples",
     "unplanned": "planning",
+    "records.claim: pipelines.is_before": "limits",
     "records.discard": "management",
     "records.expire_sent": "records_dispatching",
     "records.leave": "records_planning",
@@ -82,6 +83,61 @@ KNOWS_BEST = {
 """By how a mutant's name begins, the test that is asked first."""
 LIMIT_SECONDS = 600
 CONDITIONS = {
+    "limiter: what has started": (
+        '{"$add": [known, expected]}',
+        "expected",
+        "a window holds more starts than the rate: those that have happened are forgotten",
+    ),
+    "limiter: what may still start": (
+        '{"$add": [known, expected]}',
+        "known",
+        "a window holds more starts than the rate: those that were granted a moment ago are overlooked",
+    ),
+    "limiter: as late as it may": (
+        'by = {"$add": [now, milliseconds(_start_within(limits))]}',
+        "by = now",
+        "a worker that takes its time starts a run in a window that is full",
+    ),
+    "limiter: the latest of a moment": (
+        '{"$max": ["$$last.at", at]}',
+        '"$$last.at"',
+        "starts of one moment are forgotten when the first of them is",
+    ),
+    "limiter: once it has happened": (
+        '{"$min": ["$mine.by", now]}',
+        '"$mine.by"',
+        "starts count longer than they need, and the rate is not used up",
+    ),
+    "limiter: noted once": (
+        '{"$min": [count, started]}',
+        "started",
+        "a start counts twice where the limiter was told of it during the run",
+    ),
+    "limiter: slots": (
+        '{"$subtract": [limits.concurrency, _sum("$slots")]}',
+        "limits.concurrency",
+        "more run at a time than there may",
+    ),
+    "limiter: gives back, and takes nothing": (
+        'if_(_is_of(token), {"$min": ["$$this.n", count]}, "$$this.n")',
+        'if_(_is_of(token), count, "$$this.n")',
+        "a rescuer that read before takes slots again that a worker has given back",
+    ),
+    "limiter: a clock set back, what has started": (
+        '{"$min": ["$$this.at", now]}',
+        '"$$this.at"',
+        "nothing starts after a failover until the clock has caught up",
+    ),
+    "limiter: a clock set back, what may still start": (
+        '{"$min": ["$$this.by", latest]}',
+        '"$$this.by"',
+        "nothing starts after a failover until the clock has caught up",
+    ),
+    "limiter: told once": (
+        '{"slots": _others("$slots", token), "told": {"$eq": ["$awaited", True]}, "awaited": REMOVE}',
+        '{"slots": _others("$slots", token), "told": {"$eq": ["$awaited", True]}}',
+        "the planner is woken for every run ever after",
+    ),
     "apply: cluster time": (
         '{"$gte": [new_at, "$_r.at"]}',
         "True",

@@ -92,6 +92,13 @@ class Clockwork:
         )
         return dict(found)
 
+    def start(self, limits: Limits, milliseconds: int) -> int:
+        """Take a start at a time and note it at once; return how many were granted."""
+        now = BEGINNING + timedelta(milliseconds=milliseconds)
+        granted: int = self.update(pipelines.take(str(now), [1], 1, limits, now=now))["last"]["n"]
+        self.update(pipelines.settle(str(now), limits, started=granted, frees=True, now=now))
+        return granted
+
     def play(self, script: list[Delivery]) -> list[tuple[datetime, int]]:
         """Return the starts that come of it, in the order of their grants, each with the rate it was granted under."""
         starts: list[tuple[datetime, int]] = []
@@ -150,6 +157,19 @@ def test_a_backlog_uses_the_rate_up(globals_: Collection[dict[str, Any]]) -> Non
         granted += clock.update(pipelines.take(token, [1], 1, limits, now=now))["last"]["n"]
         clock.update(pipelines.settle(token, limits, started=None, frees=True, now=now))
     assert 95 <= granted <= 100
+
+
+def test_starts_of_one_moment_count_as_its_last(globals_: Collection[dict[str, Any]]) -> None:
+    """B-58: those that are noted within a small part of the period are kept as one."""
+    clock, limits = Clockwork(globals_), Limits(Rate(2, PERIOD))
+    assert [clock.start(limits, at) for at in (0, 20)] == [1, 1]
+    assert [clock.start(limits, at) for at in (1001, 1020, 1021)] == [0, 0, 1]
+
+
+def test_a_start_that_is_known_counts_from_then(globals_: Collection[dict[str, Any]]) -> None:
+    """B-58: and not from when it might have happened at the latest, whoever looks meanwhile."""
+    clock, limits = Clockwork(globals_), Limits(Rate(1, PERIOD))
+    assert [clock.start(limits, at) for at in (0, 200, 1000, 1001)] == [1, 0, 0, 1]
 
 
 @pytest.mark.parametrize("are_told", [True, False])
@@ -285,8 +305,8 @@ def test_a_start_that_comes_too_late_is_given_back(make_worker: MakeWorker) -> N
 
 
 def test_a_long_run_counts_from_its_beginning(make_worker: MakeWorker) -> None:
-    """B-58: the limiter is told of its start while it runs."""
-    worker = make_worker(rate_limit="2/s")
+    """B-58: the limiter is told of its start while it runs, and at its end does not count it again."""
+    worker = make_worker(rate_limit="2/s", max_concurrency=1)
     seen: list[int] = []
 
     def look() -> None:
@@ -366,7 +386,7 @@ def test_whoever_frees_a_slot_tells_who_waits(make_worker: MakeWorker) -> None:
     globals_, limits, name = worker.runtime.connection.globals(), Limits(concurrency=1), worker.bench.task.name
 
     def woken() -> int:
-        return (globals_.find_one({"_id": {"k": "wake"}}) or {"calls": 0})["calls"]
+        return (globals_.find_one({"_id": {"k": "wake", "t": name}}) or {"calls": 0})["calls"]
 
     worker.run(0)
     assert woken() == 0

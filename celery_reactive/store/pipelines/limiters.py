@@ -40,7 +40,8 @@ def take(token: str, doc_ids: Sequence[Any], wanted: int, limits: Limits, *, now
         now: The server's time.
     """
     granted = "$last.n"
-    opened = {"token": literal(token), "n": granted, "by": {"$add": [now, milliseconds(_start_within(limits))]}}
+    by = {"$add": [now, milliseconds(_start_within(limits))]}
+    opened = {"token": literal(token), "n": granted, "by": by}
     slot = {"token": literal(token), "n": granted, "at": now, "docs": literal(list(doc_ids))}
     return [
         {"$set": _remembered(limits, now)},
