@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 from celery import Celery
 
 from celery_reactive import TaskContext, reactive_task
-from celery_reactive.core.declaration import OPTIONS
 
 RUNS_VARIABLE = "CELERY_REACTIVE_BENCHMARK_RUNS"
 WAYS_VARIABLE = "CELERY_REACTIVE_BENCHMARK_WAYS"
 QUEUE_VARIABLE = "CELERY_REACTIVE_BENCHMARK_QUEUE"
 DEFAULT, BATCH = "default", "batch"
 """Ways: all options at their defaults; a handler that takes a list. Others are named by their `chunk`."""
-HAS_BATCHES = "batch" in OPTIONS
 
 
 class Run(NamedTuple):

@@ -14,7 +14,7 @@ import stage
 from figures import Figure, Section, tell
 from stage import Setting
 
-WAYS = (project.DEFAULT, "1", "32", *([project.BATCH] if project.HAS_BATCHES else []))
+WAYS = (project.DEFAULT, "1", "32", project.BATCH)
 SETTINGS = (
     Setting(WAYS),
     Setting(WAYS, pool="threads"),
