@@ -20,9 +20,7 @@ def measure(quick: bool) -> Section:  # noqa: FBT001 -- as every benchmark
         with stage.set_up(setting) as on:
             bare = throughput.bare_per_second(on, count)
             rate = throughput.reactive_per_second(on, project.DEFAULT, count)
-        figures.append(
-            Figure(f"{workers} workers" if workers > 1 else "1 worker", rate, "/s", "bare Celery", rate / bare)
-        )
+        figures.append(Figure(f"workers: {workers}", rate, "/s", "bare Celery", rate / bare))
         lines["reactive"].append((workers, rate))
         lines["bare Celery"].append((workers, bare))
     plot = Plot("scaling", "Throughput by number of workers", "workers", "handled a second", lines)
