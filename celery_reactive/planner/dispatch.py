@@ -12,6 +12,7 @@ batches over all tasks, the more urgent tasks first (B-58); `publish` knows how.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -26,7 +27,7 @@ from celery_reactive.events import DispatchFailed, RecordsDispatched
 from celery_reactive.planner.patience import Complaint
 from celery_reactive.planner.plan import PlannedTask
 from celery_reactive.planner.publish import BrokerUnavailableError, Message, MessagesRefusedError, Publisher
-from celery_reactive.planner.window import MOST_A_MESSAGE, Window, records_a_message
+from celery_reactive.planner.window import MOST_A_MESSAGE, Window, records_of_work
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, instances, limiters, records
 from celery_reactive.store.definitions import Controls
@@ -72,6 +73,8 @@ class _Flow:
         self.bound: datetime | None = None
         """Under a backlog: what was due before that has been sent, but for what is due again."""
         self.rounds_from_bound = 0
+        self.messages = 1
+        """Into which what is due is put now, where their size is not fixed."""
         self.sent_keys: deque[RecordKey] = deque(maxlen=_SAMPLE_SIZE)
         self.limits = Limits()
         """In force when it was last looked at."""
@@ -112,7 +115,7 @@ class Dispatcher:
 
     def most_a_message(self, task: ReactiveTask) -> int:
         """Return how many records of *task* one message names at most."""
-        size = self._fixed_size(task)
+        size = self._fixed_size(self._flows[task.name])
         return MOST_A_MESSAGE if size is None else size
 
     def kick(self, tasks: Collection[str] | None = None) -> None:
@@ -294,11 +297,13 @@ class Dispatcher:
             first_deadline=_FIRST_DEADLINE,
             longest_deadline=_LONGEST_DEADLINE,
         )
-        self._windows[flow.queue].sent(flow.task.name, len(due))
+        size = self._fixed_size(flow) or math.ceil(len(due) / flow.messages)
+        messages = [Message(flow.task, named) for named in chunks(due, size)]
+        self._windows[flow.queue].sent(flow.task.name, [len(message.due) for message in messages])
         if flow.is_backlogged:
             flow.bound = max((one.due_at for one in due if one.due_at and not one.again), default=flow.bound)
         flow.sent_keys.extend(one.key for one in due[-_SAMPLE_SIZE:])
-        return [Message(flow.task, named) for named in chunks(due, self._records_a_message(flow, len(due)))]
+        return messages
 
     # --- how much --------------------------------------------------------------------------------
 
@@ -312,21 +317,45 @@ class Dispatcher:
         return {name: granted[name] for name in found}
 
     def _shares(self, queue: str | None, window: Window, demands: Mapping[str, int]) -> dict[str, int]:
+        for name, due in demands.items():
+            if due > 1:
+                self._sample(self._flows[name])
         if not all(window.is_counted(name) for name, flow in self._flows.items() if flow.queue == queue):
             self._count(queue, window)
         room = self._room(queue, window, demands)
         if room < sum(demands.values()):
             self._count(queue, window)
             room = self._room(queue, window, demands)
-        shares = window.share(demands, room)
+        shares = self._in_messages(queue, window, window.share(demands, room))
         for name, share in shares.items():
             if share < demands[name]:
                 self._flows[name].look_at = time.monotonic() + window.seconds_until_room(time.monotonic())
         return shares
 
+    def _in_messages(self, queue: str | None, window: Window, shares: Mapping[str, int]) -> dict[str, int]:
+        """Return how many of *shares* fit into the messages that there is room for, where those grow with a backlog."""
+        growing = {
+            name: shares[name] for name in shares if shares[name] and self._fixed_size(self._flows[name]) is None
+        }
+        if not growing:
+            return dict(shares)
+        most = {name: records_of_work(self._flows[name].run_time) for name in growing}
+        if sum(growing.values()) > self._room_for_messages(queue, window):
+            self._count(queue, window)
+        messages = window.share_messages(growing, self._room_for_messages(queue, window))
+        for name, number in messages.items():
+            self._flows[name].messages = max(number, 1)
+        return {name: min(share, messages.get(name, share) * most.get(name, 1)) for name, share in shares.items()}
+
+    def _room_for_messages(self, queue: str | None, window: Window) -> int:
+        tasks = [name for name, flow in self._flows.items() if flow.queue == queue and self._fixed_size(flow) is None]
+        return window.room_for_messages(tasks, slots=self._workers.slots(queue), now=time.monotonic())
+
     def _room(self, queue: str | None, window: Window, demands: Mapping[str, int]) -> int:
         # As many as it names under a backlog: what is with the broker must not shrink with what is left to send.
-        a_message = max(self._records_a_message(self._flows[name], _ROUNDS_SIZE) for name in demands)
+        a_message = max(
+            self._fixed_size(self._flows[name]) or records_of_work(self._flows[name].run_time) for name in demands
+        )
         return window.room(slots=self._workers.slots(queue), a_message=a_message, now=time.monotonic())
 
     def _count(self, queue: str | None, window: Window) -> None:
@@ -335,32 +364,23 @@ class Dispatcher:
                 counted = records.count_in_flight(self._runtime.connection.records(flow.task), name)
                 window.counted(name, counted, at=time.monotonic())
 
-    def _records_a_message(self, flow: _Flow, due: int) -> int:
-        size = self._fixed_size(flow.task)
-        if size is not None:
-            return size
-        if self._workers.are_limited(flow.queue):
+    def _fixed_size(self, flow: _Flow) -> int | None:
+        """Return how many records a message of a task names; None: that is found by what is due."""
+        if flow.task.batch is not None:
+            return flow.task.batch.size
+        if self._publisher.has_time_limit(flow.task) or self._workers.are_limited(flow.queue):
             return 1
-        slots = self._workers.slots(flow.queue)
-        if due > slots:
-            self._sample(flow)
-        return records_a_message(due, slots=slots, run_time=flow.run_time)
-
-    def _fixed_size(self, task: ReactiveTask) -> int | None:
-        """Return how many records a message to *task* names; None: that is found by what is due."""
-        if task.batch is not None:
-            return task.batch.size
-        if self._publisher.has_time_limit(task):
-            return 1
-        size, most = task.chunk or self._runtime.settings.chunk, self._flows[task.name].limits.concurrency
+        size, most = flow.task.chunk or self._runtime.settings.chunk, flow.limits.concurrency
         if isinstance(size, str):
             # The records of a message run one after the other, each in a slot of its own.
             return None if most is None else 1
         return size if most is None else min(size, most)
 
     def _sample(self, flow: _Flow) -> None:
-        """Learn how long runs of a task take from what was sent a moment ago."""
+        """Learn how long runs of a task take from what was sent a moment ago, where the size of its messages grows."""
         now = time.monotonic()
+        if self._fixed_size(flow) is not None:
+            return
         every = _FIRST_SAMPLE_SECONDS if flow.run_time is None else _SAMPLE_SECONDS
         if not flow.sent_keys or now - flow.sampled_at < every:
             return
