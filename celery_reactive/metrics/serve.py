@@ -30,6 +30,8 @@ _MOST_AT_ONCE = 8
 _PATIENCE_SECONDS = 5.0
 """A client that says nothing for so long is sent away."""
 _FRESH_SECONDS = 1.0
+_GLANCE_SECONDS = 0.5
+"""A port that is to be closed notices within this."""
 _PLAIN = "text/plain; charset=utf-8"
 
 
@@ -57,7 +59,9 @@ class Port:
         self._text = None if text is None else _Recent(text)
         self._is_ready = is_ready
         self._server = _Server(listening, self._answer)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="reactive-http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_GLANCE_SECONDS,), name="reactive-http", daemon=True
+        )
 
     @property
     def address(self) -> tuple[str, int]:

@@ -1,6 +1,7 @@
 """Tasks of a project that is scraped: each document says what its run shall do."""
 
 import os
+import time
 
 from celery import Celery
 
@@ -12,6 +13,7 @@ app.conf.reactive_leader_ttl = "3s"
 app.conf.reactive_visibility_timeout = "2s"
 app.conf.broker_connection_retry_on_startup = True
 app.conf.reactive_metrics_push_interval = "1s"
+app.conf.worker_pool_start_method = os.environ.get("START_METHOD", "fork")
 if "PORT" in os.environ:
     app.conf.reactive_metrics_scrape_mode = "local"
     app.conf.reactive_metrics_port = int(os.environ["PORT"])
@@ -29,6 +31,12 @@ def job(ctx):
             raise ValueError("always")
         case "kill" if ctx.attempt == 1:
             os.kill(os.getpid(), 9)
+
+
+@reactive_task(task="limited", collection="limited", debounce=0, retry_policy=quick)
+@app.task(time_limit=1)
+def limited(ctx):
+    time.sleep(30)
 
 
 @reactive_task(task="idle", collection="others")

@@ -192,6 +192,24 @@ def test_a_worker_serves_its_own(shop: Project, port: int, pool: str) -> None:
     shop.wait_until(lambda: ask(port, "/metrics") == (0, ""))
 
 
+@pytest.mark.parametrize(("mode", "start_method"), [("cluster", "fork"), ("local", "spawn")])
+def test_what_a_workers_parent_ends_is_counted(shop: Project, port: int, mode: str, start_method: str) -> None:
+    """B-30, B-55: it has no thread of ours, and its pool processes may be forked or started anew."""
+    shop.environment["START_METHOD"] = start_method
+    if mode == "local":
+        shop.environment["PORT"] = str(port)
+        shop.planner("one")
+    else:
+        shop.planner("one", "--metrics-port", str(port))
+    shop.worker("--concurrency", "1")
+    shop.database.limited.insert_one({})
+    put(shop, work=1)
+    ended = {"task_name": "limited", "status": "failed"}
+    shop.wait_until(lambda: value(scrape(port), "duration_seconds_count", **ended) == 2)
+    assert value(scrape(port), "retries_total", task_name="limited") == 1
+    assert runs(scrape(port), "success") == 1
+
+
 def test_local_gauges_are_the_leaders(shop: Project, port: int) -> None:
     """B-55: in `local` mode the planner that leads measures the system, and counts for itself alone."""
     shop.environment["LOCAL"] = "1"
