@@ -6,6 +6,7 @@ comes from this very site, or a program says it in a way that no page of another
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from celery_reactive.dashboard.access import Access, RefusedError
+from celery_reactive.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 MOST_BYTES = 64 * 1024
 """Of a request's body."""
@@ -69,6 +73,10 @@ class Guard:
                 scope[BODY] = await _body(request)
         except RefusedError as refused:
             await self._refusal(request, refused)(scope, receive, send)
+        except ConfigurationError:
+            logger.exception("authorize() of the dashboard has not decided")
+            undecided = RefusedError(503, "this dashboard's authorize() is wrong; the server's log says how")
+            await self._refusal(request, undecided)(scope, receive, send)
         except ClientDisconnect:
             return
         else:

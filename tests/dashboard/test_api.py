@@ -1,0 +1,104 @@
+"""The JSON API: it keeps to its OpenAPI document, whatever is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from starlette.testclient import TestClient
+
+from celery_reactive.core.states import RecordState
+from celery_reactive.dashboard import openapi
+from celery_reactive.dashboard.access import Action
+from tests.dashboard.conftest import FAILED_ID, SECRET, MakeClient, Serve, Shop
+
+EXAMPLES = 12
+"""Requests of each kind for each operation."""
+
+
+def test_every_endpoint_is_in_the_document(visitor: TestClient) -> None:
+    """B-57: what is not described is not there, and the other way round."""
+    described = visitor.get("/openapi.json").json()["paths"]
+    assert {path.removeprefix(f"{openapi.BASE}/") for path in described} == {
+        *Action,
+        "status",
+        "activity",
+        "records",
+        "record",
+        "errors",
+        "failures",
+        "operations",
+        "preview",
+    }
+    for path, methods in described.items():
+        for method in ("get", "post"):
+            answer = visitor.request(method, path, json={} if method == "post" else None)
+            assert (answer.status_code == 405) == (method not in methods), (path, method)
+
+
+def test_a_record_is_told_with_its_reasons(visitor: TestClient, shop: Shop) -> None:
+    """B-53: facts and explanation; secrets masked."""
+    found = visitor.get("/api/v1/record", params={"task": "sync", "doc_id": str(FAILED_ID)})
+    record = found.json()["record"]
+    assert (record["doc_id"], record["status"], record["attempts"]) == (
+        '{"$oid": "5f0000000000000000000001"}',
+        "failed",
+        1,
+    )
+    assert record["last_observed_values"]["v"]["password"] == "•••"
+    assert found.json()["explanation"]["outlook"] == "will_not_run"
+    assert SECRET not in found.text
+
+
+def test_an_action_says_what_it_came_to(visitor: TestClient, shop: Shop) -> None:
+    """B-52: the preview counts the same records, and changes nothing."""
+    asked = {"task": "sync", "status": ["failed"], "error": "refused"}
+    assert visitor.post("/api/v1/preview", json=asked).json()["count"] == 2
+    assert shop.record(FAILED_ID).status is RecordState.FAILED
+    done = visitor.post("/api/v1/retry", json=asked).json()
+    assert done == {"sentence": "2 records are pending now", "changed": 2, "operation": None}
+    assert shop.record(FAILED_ID).status is RecordState.PENDING
+
+
+def test_an_operation_can_be_followed_and_stopped(visitor: TestClient, shop: Shop) -> None:
+    """B-57: by its id."""
+    started = shop.reactive.start_operation("retry", {"task": "sync"})
+    items = visitor.get("/api/v1/operations").json()["items"]
+    assert [(one["id"], one["state"]) for one in items] == [(started.id, "running")]
+    assert visitor.post("/api/v1/cancel", json={"operation": started.id}).json()["sentence"].startswith("the operation")
+    assert visitor.get("/api/v1/operations").json()["items"][0]["state"] == "cancelled"
+    assert visitor.post("/api/v1/cancel", json={"operation": "nonsense"}).status_code == 400
+
+
+def test_fewer_rights_are_told_by_status(make_client: MakeClient) -> None:
+    """B-57: 401 and 403 are answered in JSON as well."""
+    assert make_client(tokens=["0123456789abcdef"]).get("/api/v1/status").json().keys() == {"reason"}
+
+
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
+def test_whatever_is_sent_the_document_holds(serve: Serve, mode: schemathesis.GenerationMode) -> None:
+    """B-57: generated requests, good and bad, are answered as described: no 500, no answer of another shape."""
+    schema = schemathesis.openapi.from_url(f"{serve()}/openapi.json")
+    problems: list[str] = []
+    for found in schema.get_all_operations():
+        operation: Any = found.ok()
+
+        @settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def check(case: Any) -> None:
+            case.call_and_validate()
+
+        try:
+            check()
+        except (AssertionError, BaseExceptionGroup, Unsatisfiable) as error:
+            problems.append(f"{operation.label}: {error}")
+    assert problems == []

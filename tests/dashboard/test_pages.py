@@ -1,0 +1,282 @@
+"""What the pages show, and that what they offer does what it says."""
+
+from __future__ import annotations
+
+import html as html_module
+import re
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from starlette.testclient import TestClient
+
+from celery_reactive import signals
+from celery_reactive.core.states import RecordState
+from celery_reactive.management import activity as activities
+from tests.dashboard.conftest import EVIL, FAILED_ID, SECRET, MakeClient, Shop, document
+
+PAGES = ["/", "/records", "/errors", "/planner", "/operations"]
+FORM = {"content-type": "application/x-www-form-urlencoded", "sec-fetch-site": "same-origin"}
+
+
+def text_of(html: str) -> str:
+    """Return what of a page is read, on one line."""
+    return html_module.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html))).replace(" ,", ",")
+
+
+def record_page(visitor: TestClient, doc_id: str, task: str = "sync") -> str:
+    """Return the page of a record."""
+    return visitor.get(f"/record?task={task}&doc_id={quote(doc_id)}").text
+
+
+def act(visitor: TestClient, action: str, **fields: Any) -> str:
+    """Do something as the form of a page does; return what it says."""
+    answer = visitor.post(f"/actions/{action}", data=fields, headers={"sec-fetch-site": "same-origin"})
+    assert answer.status_code == 200, answer.text
+    return text_of(answer.text)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_is_shown(visitor: TestClient, path: str) -> None:
+    """B-57: every page of the navigation is there and says where one is."""
+    answer = visitor.get(path)
+    assert answer.status_code == 200
+    assert 'aria-current="page"' in answer.text
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_of_an_empty_system_is_shown(empty_shop: Shop, path: str) -> None:
+    """B-57: before any planner has run there is nothing to see, and no error."""
+    with TestClient(empty_shop.reactive.dashboard(), base_url="http://localhost", client=("127.0.0.1", 1)) as visitor:
+        assert visitor.get(path).status_code == 200
+
+
+def test_the_overview_counts_by_task_and_status(visitor: TestClient) -> None:
+    """B-57: the numbers are those of `status`, each with the way to its records."""
+    page = visitor.get("/").text
+    assert re.search(r'href="/records\?task=sync&amp;status=failed"[^>]*>2<', page)
+    assert re.search(r'href="/records\?task=sync&amp;status=completed"[^>]*>3<', page)
+    assert re.search(r'href="/records\?task=mail&amp;status=pending"[^>]*>1<', page)
+    assert "nobody leads" in page
+
+
+def test_a_listing_says_what_it_covers(visitor: TestClient) -> None:
+    """B-57: a number is of how many, and every filter stands in the URL."""
+    page = text_of(visitor.get("/records?task=sync&status=failed").text)
+    assert "2 of 12 records" in page
+    assert "order 17 refused" in page
+    assert "12 records, 3 shown" in text_of(visitor.get("/records?limit=3").text)
+
+
+def test_the_next_page_goes_on_where_the_last_ended(visitor: TestClient) -> None:
+    """B-51: going from page to page meets every record once."""
+    seen: list[str] = []
+    path: str | None = "/records?limit=5&task=sync"
+    while path is not None:
+        page = visitor.get(path).text
+        seen += re.findall(r'name="key" value="([^"]*)"', page)
+        following = re.search(r'href="([^"]*)" rel="next"', page)
+        path = following[1].replace("&amp;", "&") if following else None
+    assert len(seen) == len(set(seen)) == 11
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("5f0000000000000000000001", '{"$oid": "5f0000000000000000000001"}'),
+        ("A-17", '"A-17"'),
+        ("101", "101"),
+        ('"101"', '"101"'),
+    ],
+)
+def test_a_document_is_found_by_what_is_typed(visitor: TestClient, typed: str, expected: str) -> None:
+    """B-57: the search understands ObjectIds, numbers and strings, and says what it took them for."""
+    answer = visitor.get(f"/find?doc_id={quote(typed)}")
+    assert answer.status_code == 303
+    assert answer.headers["location"] == f"/records?doc_id={quote(expected, safe='').replace('%20', '+')}"
+
+
+def test_a_number_that_is_stored_as_text_is_found(visitor: TestClient, shop: Shop) -> None:
+    """B-57: where no record has the number as its id, the text is meant."""
+    shop.sync.plan(document("4711"))
+    assert visitor.get("/find?doc_id=4711").headers["location"] == "/records?doc_id=%224711%22"
+
+
+def test_a_record_says_why_what_and_since_when(visitor: TestClient) -> None:
+    """B-53: the page explains the record and shows what it saw, its error and its runs."""
+    page = record_page(visitor, str(FAILED_ID))
+    read = text_of(page)
+    assert "It will not run as things are" in read
+    assert "ErpError order 17 refused" in read
+    assert "Traceback" in read
+    assert "&#34;total&#34;: 1" in page
+    assert "As seen; the document's are the same now" in read
+
+
+def test_a_record_shows_what_has_changed_since(visitor: TestClient, shop: Shop) -> None:
+    """B-57: the watched paths whose values are others now, before and after."""
+    shop.sync.put(document("done-1", total=5, more={"deep": [1]}))
+    read = text_of(record_page(visitor, "done-1"))
+    assert "v.total 1 5" in read
+    assert "v.more.deep.0 1" in read
+    shop.sync.delete("done-2")
+    assert "There is no such document now" in text_of(record_page(visitor, "done-2"))
+
+
+def test_a_document_without_a_record_is_explained(visitor: TestClient, shop: Shop) -> None:
+    """B-53: one that the task has never met may be triggered from its page."""
+    shop.sync.put(document("new"))
+    page = record_page(visitor, "new")
+    assert "/confirm/trigger?task=sync&amp;doc_id=%22new%22" in page
+
+
+def test_a_record_leads_to_flower(make_client: MakeClient, shop: Shop) -> None:
+    """B-56: the link names the Celery task as its messages do."""
+    page = record_page(make_client(flower_url="https://flower.example/"), "A-17")
+    record = shop.record("A-17")
+    assert f'href="https://flower.example/task/{record.celery_id}"' in page
+    namespace = f"{shop.sync.source.database.name}.orders"
+    assert record.celery_id == record.key.celery_id(namespace, 0)
+
+
+def test_errors_are_grouped_by_what_they_say(visitor: TestClient) -> None:
+    """B-57: ids and numbers do not count; a group leads to its records."""
+    page = visitor.get("/errors").text
+    read = text_of(page)
+    assert "2 kinds of error in all 8 failed and pending records" in read
+    assert "order ⟨n⟩ refused at https://•••@erp" in read
+    link = re.search(r'scope="row" class="error"><a href="([^"]*)"', page)
+    assert link
+    assert "2 of 12 records" in text_of(visitor.get(link[1].replace("&amp;", "&")).text)
+
+
+def test_one_group_of_errors_is_retried(visitor: TestClient, shop: Shop) -> None:
+    """B-57: the button of a group shows how many and which, asks, and retries those and no others."""
+    link = re.search(r'href="(/confirm/retry[^"]*refused[^"]*)"', visitor.get("/errors").text)
+    assert link
+    asked = visitor.get(link[1].replace("&amp;", "&")).text
+    assert "Retry 2 records?" in text_of(asked)
+    fields = dict(re.findall(r'type="hidden" name="(template|task)" value="([^"]*)"', asked))
+    assert "2 records are pending now" in act(visitor, "retry", **fields, status=["failed", "pending"])
+    assert shop.record(FAILED_ID).status is shop.record(2).status is RecordState.PENDING
+    assert shop.record("A-17").next_run_at - shop.record("A-17").due_at > timedelta(minutes=50)
+
+
+def test_the_planner_page_shows_what_could_not_be_planned(visitor: TestClient) -> None:
+    """B-20, B-57: the document, why, since when."""
+    read = text_of(visitor.get("/planner").text)
+    assert "No planner has led yet" in read
+    assert "poison sync failed" in read
+    assert "$toInt failed" in read
+
+
+# --- acting -------------------------------------------------------------------------------------------
+
+
+def test_bulk_work_asks_with_count_and_sample(visitor: TestClient) -> None:
+    """B-57: nothing is changed before how many and which of them was shown."""
+    read = text_of(visitor.get("/confirm/discard?task=sync&status=failed").text)
+    assert "Discard 2 records?" in read
+    assert str(FAILED_ID) in read
+
+
+def test_selected_records_are_retried(visitor: TestClient, shop: Shop) -> None:
+    """B-52: those ticked, and no others."""
+    keys = ['["sync", "2"]', '["mail", "\\"anna\\""]']
+    assert "Retry 2 records?" in text_of(visitor.get("/confirm/retry", params={"key": keys}).text)
+    assert "2 records are pending now" in act(visitor, "retry", key=keys)
+    assert shop.record(2).status is RecordState.PENDING
+    assert shop.record(FAILED_ID).status is RecordState.FAILED
+
+
+def test_bulk_work_is_an_operation_that_is_listed(visitor: TestClient) -> None:
+    """B-57: what was done, on what, by whom."""
+    act(visitor, "discard", task="sync", status="failed")
+    read = text_of(visitor.get("/operations").text)
+    assert "discard" in read
+    assert "somebody (dashboard)" in read
+    assert "done" in read
+
+
+def test_everything_is_changed_only_if_one_says_so(visitor: TestClient) -> None:
+    """B-51: without a filter nothing is retried, unless all is said."""
+    refused = visitor.post("/actions/retry", content="", headers=FORM)
+    assert (refused.status_code, "for every record of every task say all" in refused.text) == (400, True)
+    assert "12 records are pending now" in act(visitor, "retry", all="true")
+
+
+def test_a_task_is_paused_throttled_limited_and_resumed(visitor: TestClient, shop: Shop) -> None:
+    """B-35, B-53, B-58: the page shows what is in force, at once."""
+    act(visitor, "pause", task="sync")
+    assert "paused" in text_of(visitor.get("/planner").text)
+    act(visitor, "resume", task="sync")
+    act(visitor, "throttle", task="sync", delay="15m")
+    assert "throttled until" in text_of(visitor.get("/planner").text)
+    act(visitor, "limit", task="mail", rate="100/m", concurrency="4", priority="")
+    assert "4 at a time" in text_of(visitor.get("/").text)
+    (mail,) = [task for task in shop.reactive.status().tasks if task.task == "mail"]
+    assert (mail.rate_limit, mail.max_concurrency) == ("100/m", 4)
+
+
+def test_a_document_is_triggered(visitor: TestClient, shop: Shop) -> None:
+    """B-52: it gets a record and runs; what does not match is said."""
+    shop.sync.put(document("new"))
+    assert 'sync runs for "new" now' in act(visitor, "trigger", task="sync", doc_id='"new"')
+    assert shop.record("new").status is RecordState.PENDING
+    assert "nothing to run" in act(visitor, "trigger", task="sync", doc_id="nobody")
+
+
+def test_a_reconciliation_is_asked_for(visitor: TestClient, shop: Shop) -> None:
+    """B-48: by the task's menu."""
+    actions: list[str] = []
+
+    def heard(event: Any, **_: Any) -> None:
+        actions.append(event.action)
+
+    signals.SIGNALS["manual_action"].connect(heard)
+    try:
+        act(visitor, "reconcile", task="sync")
+    finally:
+        signals.SIGNALS["manual_action"].disconnect(heard)
+    assert actions == ["reconcile"]
+
+
+# --- values -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", [*PAGES, "/records?task=sync", f"/record?task=sync&doc_id={FAILED_ID}", "/confirm/retry?task=sync"]
+)
+def test_no_page_shows_a_secret_or_runs_what_is_stored(visitor: TestClient, path: str) -> None:
+    """B-57: fields are masked by their names, also inside of messages; values are escaped."""
+    page = visitor.get(path).text
+    assert SECRET not in page
+    assert EVIL not in page
+    assert not re.search(r"<script(?! src=)|\son\w+=|\sstyle=", page)
+
+
+def test_more_fields_can_be_masked(make_client: MakeClient) -> None:
+    """B-57: `redact` adds names to the usual ones."""
+    assert "evil" not in record_page(make_client(redact=["note"]), str(FAILED_ID))
+    assert "evil" in record_page(make_client(), str(FAILED_ID))
+
+
+def test_what_was_run_lately_is_told_in_steps(shop: Shop, visitor: TestClient) -> None:
+    """B-57: the chart's numbers say how many runs they cover."""
+    found = visitor.get("/api/v1/activity?task=sync").json()
+    assert found["runs"] == 5
+    assert not found["is_cut"]
+    assert sum(step["completed"] for step in found["steps"]) == 3
+    assert sum(step["failed"] for step in found["steps"]) == 2
+    (took,) = {step["duration_p50_seconds"] for step in found["steps"]} - {None}
+    assert took == 0.012
+    assert all(step["wait_p50_seconds"] is None or step["wait_p50_seconds"] >= 0 for step in found["steps"])
+
+
+def test_what_is_too_much_for_a_chart_is_said(shop: Shop, visitor: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B-57: a chart of the newest runs only says so."""
+    monkeypatch.setattr(activities, "MOST_RUNS", 2)
+    monkeypatch.setattr(activities, "_LEAST_EACH", 2)
+    found = visitor.get("/api/v1/activity?task=sync").json()
+    assert (found["runs"], found["is_cut"]) == (2, True)
