@@ -26,7 +26,7 @@ from celery_reactive.core.message import Named
 from celery_reactive.core.outcome import Completed, Outcome
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.states import RecordState
-from celery_reactive.errors import ConfigurationError, UnknownTaskError
+from celery_reactive.errors import ConfigurationError, StoreUnavailableError, UnknownTaskError
 from celery_reactive.planner.plan import PlannedTask
 from celery_reactive.planner.rescue import Rescuer
 from celery_reactive.runtime import Runtime
@@ -336,6 +336,40 @@ def test_a_claim_after_its_time_is_refused(bench: Bench) -> None:
             )
             assert claimed == []
     assert bench.state(1) is RecordState.PENDING
+
+
+def test_an_unknown_grant_starts_nothing(make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B-58: the answer is lost, as in a failover; what was granted counts until it may happen no more."""
+    worker = make_worker(rate_limit="2/m", max_concurrency=2)
+    take = limiters.take
+
+    def lose(*args: Any, **options: Any) -> None:
+        take(*args, **options)
+        raise StoreUnavailableError("connection closed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(limiters, "take", lose)
+        with pytest.raises(StoreUnavailableError):
+            worker.run(0)
+    assert worker.started == []
+    assert worker.bench.state(0) is RecordState.PENDING
+    assert [one["n"] for one in worker.limiter()["open"]] == [1]
+    assert worker.run(1, 2, token="later") == 1  # noqa: S106
+
+
+def test_an_unknown_claim_keeps_its_slot(make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B-58: the record may have been claimed; the planner frees the slot with the claim."""
+    worker = make_worker(max_concurrency=1)
+
+    def lose(*_args: Any, **_options: Any) -> None:
+        raise StoreUnavailableError("connection closed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "claim", lose)
+        patched.setattr(records, "find_claims", lose)
+        with pytest.raises(StoreUnavailableError):
+            worker.run(0)
+    assert worker.run(1, token="later") == 0  # noqa: S106
 
 
 # --- the planner -------------------------------------------------------------------------------
