@@ -13,6 +13,8 @@ PREFIX = "reactive_tasks_"
 SUCCESS = "success"
 FAILED = "failed"
 """Values of `status` of a run's duration."""
+UNDECLARED = "(undeclared)"
+"""The value of `task_name` for whatever is counted of a task that is not declared."""
 
 
 class Kind(StrEnum):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from typing import assert_never
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import TypeVar, assert_never
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -20,14 +21,20 @@ from celery_reactive.core.registry import Registry
 from celery_reactive.core.totals import Distribution, Series, Totals
 from celery_reactive.errors import ReactiveError
 from celery_reactive.metrics import catalogue
-from celery_reactive.metrics.catalogue import METRICS, Kind, Metric
+from celery_reactive.metrics.catalogue import METRICS, UNDECLARED, Kind, Metric
 from celery_reactive.metrics.gauges import Sample
 from celery_reactive.metrics.standing import Standing
+from celery_reactive.store.errors import time_limit
 
 logger = logging.getLogger(__name__)
 
+_WITHIN = timedelta(seconds=8)
+"""Prometheus gives up after ten seconds, if it is told nothing else."""
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Of what `Reactive.metrics()` returns."""
+
+Counted = TypeVar("Counted")
 
 _VALUES: dict[str, tuple[str, ...]] = {
     "reason": ("unavailable", "refused"),
@@ -70,8 +77,9 @@ class Exposition:
 
     def families(self) -> list[Family]:
         """Return everything as `prometheus_client` has it; raises what `text` does."""
-        totals = self._totals()
-        samples = [*self._gauges(), *self._told()]
+        with time_limit(_WITHIN):
+            totals = self._totals()
+            samples = [*self._gauges(), *self._told()]
         return [_family(metric, totals, samples, self._registry) for metric in METRICS]
 
     def _told(self) -> Iterator[Sample]:
@@ -123,7 +131,7 @@ def _family(metric: Metric, totals: Totals, samples: Iterable[Sample], registry:
         case Kind.COUNTER:
             return _counter(metric, totals, registry)
         case Kind.HISTOGRAM:
-            return _histogram(metric, totals)
+            return _histogram(metric, totals, registry)
         case Kind.GAUGE:
             gauge = GaugeMetricFamily(metric.full_name, metric.meaning, labels=metric.labels)
             for sample in samples:
@@ -138,8 +146,8 @@ def _counter(metric: Metric, totals: Totals, registry: Registry) -> Family:
     """Return a counter; its series begin with 0, so that the first count is seen as an increase."""
     counter = CounterMetricFamily(metric.full_name, metric.meaning, labels=metric.labels)
     values: dict[Series, float] = dict.fromkeys(_foreseen(metric, registry), 0.0)
-    values |= {series: value for series, value in totals.counters.items() if series[0] == metric.name}
-    for (_, labels), value in values.items():
+    values |= totals.counters
+    for labels, value in _of_known_tasks(metric, values, registry):
         counter.add_metric(labels, value)
     return counter
 
@@ -151,13 +159,22 @@ def _foreseen(metric: Metric, registry: Registry) -> Iterator[Series]:
             yield metric.name, labels
 
 
-def _histogram(metric: Metric, totals: Totals) -> Family:
+def _histogram(metric: Metric, totals: Totals, registry: Registry) -> Family:
     histogram = HistogramMetricFamily(metric.full_name, metric.meaning, labels=metric.labels)
-    for (name, labels), found in totals.distributions.items():
-        if name == metric.name:
-            one = found.fitted(metric.buckets)
-            histogram.add_metric(labels, _cumulated(one), one.sum)
+    for labels, found in _of_known_tasks(metric, totals.distributions, registry):
+        one = found.fitted(metric.buckets)
+        histogram.add_metric(labels, _cumulated(one), one.sum)
     return histogram
+
+
+def _of_known_tasks(
+    metric: Metric, series: Mapping[Series, Counted], registry: Registry
+) -> Iterator[tuple[tuple[str, ...], Counted]]:
+    """Yield labels and value of a metric's series, but of tasks that are declared no longer: those would pile up."""
+    place = metric.labels.index("task_name") if "task_name" in metric.labels else None
+    for (name, labels), value in series.items():
+        if name == metric.name and (place is None or labels[place] in registry or labels[place] == UNDECLARED):
+            yield labels, value
 
 
 def _cumulated(one: Distribution) -> list[tuple[str, float]]:

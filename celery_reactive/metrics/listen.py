@@ -28,10 +28,8 @@ from celery_reactive.events import (
     StreamFailed,
 )
 from celery_reactive.metrics import catalogue
-from celery_reactive.metrics.catalogue import FAILED, SUCCESS
+from celery_reactive.metrics.catalogue import FAILED, SUCCESS, UNDECLARED
 from celery_reactive.metrics.counts import Counts
-
-_UNDECLARED = "(undeclared)"
 
 
 class Listener:
@@ -100,4 +98,4 @@ class Listener:
 
     def _name(self, task: str) -> str:
         """Return *task* as a label's value: what is not declared here cannot multiply series."""
-        return task if task in self._registry else _UNDECLARED
+        return task if task in self._registry else UNDECLARED

@@ -22,9 +22,11 @@ from celery_reactive.metrics.counts import Counts
 from celery_reactive.settings import Settings
 from celery_reactive.store import counters
 from celery_reactive.store.connection import Connection
+from celery_reactive.store.errors import time_limit
 
 logger = logging.getLogger(__name__)
 
+_LIMIT = timedelta(seconds=5)
 _FINISH_LIMIT = timedelta(seconds=2)
 
 
@@ -96,8 +98,9 @@ class Pusher:
         """
         with self._lock:
             try:
-                while self._push_once(connection or self._connection, ended=ended):
-                    pass
+                with time_limit(_LIMIT):
+                    while self._push_once(connection or self._connection, ended=ended):
+                        pass
             except ReactiveError as error:
                 logger.info("counters not written, later: %s", error, extra={"event": "counters_not_written"})
                 return False

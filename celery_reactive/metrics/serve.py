@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from celery_reactive.errors import ConfigurationError, ReactiveError
+from celery_reactive.errors import ConfigurationError, ReactiveError, StoreBusyError
 from celery_reactive.metrics.expose import CONTENT_TYPE
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Recent:
-    """The text as it was at most a second ago; of several that ask at once, one reads it."""
+    """The text as it was at most a second ago; of several that ask at once, one reads it.
+
+    Raises:
+        StoreBusyError: It takes longer: who waits must not take the places of those who ask for the process's health.
+    """
 
     def __init__(self, read: Callable[[], bytes]) -> None:
         self._read = read
@@ -126,11 +130,15 @@ class _Recent:
         self._read_at: float | None = None
 
     def __call__(self) -> bytes:
-        with self._lock:
+        if not self._lock.acquire(timeout=_FRESH_SECONDS):
+            raise StoreBusyError("another request has been waiting for MongoDB")
+        try:
             if self._read_at is None or time.monotonic() - self._read_at >= _FRESH_SECONDS:
                 self._text = self._read()
                 self._read_at = time.monotonic()
             return self._text
+        finally:
+            self._lock.release()
 
 
 class _Server(http.server.ThreadingHTTPServer):

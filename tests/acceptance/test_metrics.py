@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from celery_reactive import embedded
 from celery_reactive.metrics.catalogue import METRICS, PREFIX, Kind
 from tests.acceptance.project import Process, Project
 
@@ -158,8 +159,26 @@ def assert_not_less(values: Values, earlier: Mapping[tuple[str, frozenset[tuple[
     assert [series for series, number in earlier.items() if values.get(series, 0.0) < number] == []
 
 
-def test_health_of_a_leader_a_stand_by_and_one_without_a_database(shop: Project, port: int) -> None:
-    """B-55: both are ready, and only one leads; what is asked for wrongly is answered so."""
+def test_without_a_database_a_planner_is_alive_and_not_ready(
+    shop: Project, port: int, mongo_server: embedded.MongoServer
+) -> None:
+    """B-55: a supervisor must not kill it, and Prometheus must not be told numbers that nobody knows."""
+    if not isinstance(mongo_server, embedded.MongoServer):
+        pytest.skip("only our own server may be stopped")
+    shop.planner("one", "--metrics-port", str(port))
+    shop.wait_until(lambda: ask(port, "/readyz")[0] == 200)
+    shop.wait_until(lambda: value(scrape(port), "leader_elections_total") == 1)
+    mongo_server.suspend()
+    try:
+        assert [ask(port, path)[0] for path in ("/readyz", "/metrics", "/healthz")] == [503, 503, 200]
+    finally:
+        mongo_server.resume()
+    shop.wait_until(lambda: ask(port, "/readyz")[0] == 200)
+    shop.wait_until(lambda: (value(scrape(port), "leader_elections_total") or 0) >= 1)
+
+
+def test_a_leader_and_a_stand_by_are_ready(shop: Project, port: int) -> None:
+    """B-55: and only one leads; what is asked for wrongly is answered so."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         other = int(taken.getsockname()[1])
     shop.planner("one", "--metrics-port", str(port))

@@ -20,9 +20,22 @@ from celery_reactive.core.limits import Limits, Rate
 from celery_reactive.core.outcome import Completed, Deferred, GivenBack, Skipped
 from celery_reactive.core.record import EXACT_EJSON, RecordKey
 from celery_reactive.core.registry import Registry
+from celery_reactive.metrics import catalogue
+from celery_reactive.metrics.counts import Counts
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
-from celery_reactive.store import checkpoints, definitions, leadership, limiters, positions, records, unplanned, wake
+from celery_reactive.store import (
+    checkpoints,
+    counters,
+    definitions,
+    leadership,
+    limiters,
+    measures,
+    positions,
+    records,
+    unplanned,
+    wake,
+)
 from celery_reactive.store.checkpoints import Checkpoint, Scanned
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.positions import Position
@@ -126,6 +139,17 @@ def _globals(connection: Connection, bench: Bench) -> None:
         unplanned.note(globals_, key, at=Timestamp(7, 1), gone=False, reason=reason, error="$divide by zero")
     wake.wake(globals_)
     wake.wake_reconciliation(globals_)
+    _counted(globals_, term)
+
+
+def _counted(globals_: Any, term: int) -> None:
+    counts = Counts()
+    counts.add(catalogue.RETRIES, TASK, number=3)
+    counts.observe(catalogue.DURATION, TASK, catalogue.SUCCESS, value=0.25)
+    for name in ("gone", "live"):
+        counters.push(globals_, name, counts.totals(), seq=1, push_every=timedelta(minutes=1), first=True)
+    counters.retire(globals_, [one for one in counters.live(globals_) if one.name == "gone"])
+    measures.store_completed(globals_, "default", {TASK: 5}, term=term)
 
 
 def dump(connection: Connection) -> Stored:

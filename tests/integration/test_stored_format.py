@@ -16,7 +16,17 @@ from celery_reactive.management.status import read_status
 from celery_reactive.planner import process
 from celery_reactive.planner.plan import Planning
 from celery_reactive.settings import Settings
-from celery_reactive.store import checkpoints, definitions, leadership, limiters, positions, records, unplanned
+from celery_reactive.store import (
+    checkpoints,
+    counters,
+    definitions,
+    leadership,
+    limiters,
+    measures,
+    positions,
+    records,
+    unplanned,
+)
 from celery_reactive.store.connection import Connection
 from tests.integration import stored_format
 from tests.integration.bench import TOOK, Bench
@@ -78,6 +88,11 @@ def test_the_globals_are_read(upgraded: Bench, settings: Settings) -> None:
     assert [entry.key.doc_id for entry in unplanned.find(globals_)] == ["failed", "locked"]
     runtime = stored_format.runtime_of(upgraded.connection, settings)
     assert read_status(runtime).planning_failures == 2
+    totals = counters.read(globals_, preference="primary")
+    assert totals.counters == {("retries_total", (TASK,)): 6}
+    assert [sum(one.numbers) for one in totals.distributions.values()] == [2]
+    assert [one.name for one in counters.live(globals_)] == ["live"]
+    assert measures.read_completed(globals_, ["default"]) == {TASK: 5}
     assert reconciling.under_way(runtime, group="default")[0].done == 500
 
 

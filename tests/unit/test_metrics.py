@@ -203,6 +203,19 @@ def test_counters_begin_with_nothing(registry: Registry) -> None:
         assert line in text
 
 
+def test_tasks_that_are_no_longer_declared_are_left_out(registry: Registry) -> None:
+    """B-55: or every name that a task has ever had would stay a label's value."""
+    counts = Counts()
+    for task in ("job", "its.old.name", catalogue.UNDECLARED):
+        counts.add(catalogue.RETRIES, task)
+        counts.observe(catalogue.DURATION, task, "success", value=1.0)
+    text = exposed(registry, counts.totals())
+    assert "its.old.name" not in text
+    for task in ("job", catalogue.UNDECLARED):
+        assert f'retries_total{{task_name="{task}"}} 1.0' in text
+        assert f'duration_seconds_count{{status="success",task_name="{task}"}} 1.0' in text
+
+
 def test_a_histogram_is_cumulated(registry: Registry) -> None:
     """B-55: each bucket holds all that is not larger."""
     counts = Counts()

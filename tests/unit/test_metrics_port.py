@@ -6,6 +6,7 @@ import http.client
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -73,6 +74,28 @@ def test_metrics_are_read_once_a_second_at_most(address: tuple[str, int], answer
     assert {ask(address, "/metrics") for _ in range(5)} == {(200, b"metrics 1\n")}
     assert ask(address, "/metrics?name[]=up") == (200, b"metrics 1\n")
     assert answers.asked == 1
+
+
+def test_health_is_told_while_others_wait_for_metrics(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B-55: a database that hangs must not have a supervisor kill the process."""
+    monkeypatch.setattr(serve, "_FRESH_SECONDS", 0.1)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def text() -> bytes:
+        hangs.set()
+        goes_on.wait(10)
+        return b"at last\n"
+
+    with (
+        Port(listen("127.0.0.1", 0), text=text, is_ready=lambda: answers.is_ready) as port,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        first = threads.submit(ask, port.address, "/metrics")
+        assert hangs.wait(10)
+        assert [ask(port.address, "/metrics")[0] for _ in range(10)] == [503] * 10
+        assert ask(port.address, "/healthz")[0] == 200
+        goes_on.set()
+        assert first.result() == (200, b"at last\n")
 
 
 def test_metrics_that_cannot_be_read_are_an_error(address: tuple[str, int], answers: Answers) -> None:
