@@ -256,14 +256,14 @@ def test_scan_off(bench: Bench, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> 
     bench.handle(A)
     deleted = bench.delete(1)
     inserted: list[Any] = []
-    find_matching = records.find_matching
+    find_absent = records.find_absent
 
     def find_and_insert(*args: Any, **kwargs: Any) -> list[Any]:
-        found = find_matching(*args, **kwargs)
+        found = find_absent(*args, **kwargs)
         inserted.append(bench.put(A))
         return found
 
-    monkeypatch.setattr(records, "find_matching", find_and_insert)
+    monkeypatch.setattr(records, "find_absent", find_and_insert)
     reconcile(desk)
     monkeypatch.undo()
     desk.planning.plan_changes([desk.deleted(1)], at=deleted)
