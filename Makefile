@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # More checks: programs that end with 0 when all is well.
 CHECKS := $(sort $(wildcard tools/check_*.py))
-TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/docs tests/matrix tests/fault/test_chaos.py)
+TESTS := $(wildcard tests/unit tests/integration tests/dashboard tests/acceptance tests/docs tests/matrix tests/fault/test_chaos.py)
 # Minutes long: with the faults, where it belongs.
 LONG := tests/acceptance/test_broker_contents.py
 # Most of a test's time is waiting: two at a time, of different files.

@@ -42,6 +42,7 @@ FOLDER_MARKERS = {
     "unit": "unit",
     "docs": "unit",
     "integration": "integration",
+    "dashboard": "integration",
     "acceptance": "acceptance",
     "matrix": "acceptance",
     "fault": "fault",

@@ -48,7 +48,7 @@ _FIELDS: Mapping[str, tuple[str, Schema]] = {
     "sort": ("Field to sort by; a minus before it: descending.", {"type": "string", "enum": _SORTS}),
     "limit": (
         f"Most items; more than {selecting.MOST_LIMIT} means {selecting.MOST_LIMIT}.",
-        {"type": "integer", "minimum": 1, "maximum": 10**9, "default": selecting.DEFAULT_LIMIT},
+        {"type": "integer", "minimum": 1, "default": selecting.DEFAULT_LIMIT},
     ),
     "skip": ("Records to pass over.", {"type": "integer", "minimum": 0, "maximum": 10_000, "default": 0}),
     "after": ("`next` of the page before.", _TEXT),

@@ -103,7 +103,7 @@ class Parameters:
         text = self.text(name)
         if text is None:
             return default
-        if not re.fullmatch(r"[0-9]{1,15}", text) or int(text) < least:
+        if not re.fullmatch(r"[0-9]{1,40}", text) or int(text) < least:
             raise _bad(f"{name}: expected a whole number of {least} or more, got {shown(text)}")
         return min(int(text), most)
 

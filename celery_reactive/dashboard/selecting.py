@@ -123,7 +123,7 @@ class Listing:
             Filters.read(fields),
             fields.text("sort"),
             fields.number("limit", default=DEFAULT_LIMIT, least=1, most=MOST_LIMIT),
-            fields.number("skip", default=0, least=0, most=10_000),
+            fields.number("skip", default=0, least=0, most=2**63),
             fields.text("after"),
         )
 
