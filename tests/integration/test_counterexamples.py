@@ -199,7 +199,7 @@ def test_position(bench: Bench, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> 
         database,
         group="g",
         term=1,
-        on_planned=lambda: None,
+        on_planned=lambda _: None,
         on_deleted=lambda _: None,
         on_reconcile=lambda: None,
     )

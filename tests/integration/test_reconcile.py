@@ -314,7 +314,7 @@ def test_a_scan_that_ends_before_the_stream_begins_is_not_the_one(
         bench.source.database.name,
         group="default",
         term=1,
-        on_planned=lambda: None,
+        on_planned=lambda _: None,
         on_deleted=lambda _: None,
         on_reconcile=lambda: None,
     )
