@@ -227,7 +227,7 @@ def test_a_document_is_triggered(visitor: TestClient, shop: Shop) -> None:
     assert "nothing to run" in act(visitor, "trigger", task="sync", doc_id="nobody")
 
 
-def test_a_reconciliation_is_asked_for(visitor: TestClient, shop: Shop) -> None:
+def test_a_reconciliation_is_asked_for(visitor: TestClient) -> None:
     """B-48: by the task's menu."""
     actions: list[str] = []
 
@@ -262,7 +262,7 @@ def test_more_fields_can_be_masked(make_client: MakeClient) -> None:
     assert "evil" in record_page(make_client(), str(FAILED_ID))
 
 
-def test_what_was_run_lately_is_told_in_steps(shop: Shop, visitor: TestClient) -> None:
+def test_what_was_run_lately_is_told_in_steps(visitor: TestClient) -> None:
     """B-57: the chart's numbers say how many runs they cover."""
     found = visitor.get("/api/v1/activity?task=sync").json()
     assert found["runs"] == 5
@@ -274,7 +274,7 @@ def test_what_was_run_lately_is_told_in_steps(shop: Shop, visitor: TestClient) -
     assert all(step["wait_p50_seconds"] is None or step["wait_p50_seconds"] >= 0 for step in found["steps"])
 
 
-def test_what_is_too_much_for_a_chart_is_said(shop: Shop, visitor: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_too_much_for_a_chart_is_said(visitor: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """B-57: a chart of the newest runs only says so."""
     monkeypatch.setattr(activities, "MOST_RUNS", 2)
     monkeypatch.setattr(activities, "_LEAST_EACH", 2)
