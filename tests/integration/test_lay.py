@@ -295,7 +295,9 @@ def test_documents_told_as_inserted_may_have_records(bench: Bench, laying: Calla
     bench.observe(1, at=early)
     (claim,) = bench.claim(1)
     bench.put(document(1, SECOND))
-    assert laying().over([], inserted=[0, 1, 2, 3]) == []
+    now = laying()
+    left = now.over([], inserted=[0, 1, 2, 3])
+    records.apply_observations(bench.source, bench.records, now.observation, left)
     _check_change_during_run(bench, claim)
 
 
@@ -319,7 +321,7 @@ def test_a_record_may_be_made_after_it_was_missed(
     now = laying()
     monkeypatch.setattr(records, "find_unlike", compare_and_be_overtaken)
     left = now.over([0, 1, 2, 3])
-    assert left == [1]
+    assert 1 in left
     records.apply_observations(bench.source, bench.records, now.observation, left)
     _check_change_during_run(bench, claims[0])
 
