@@ -10,6 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -52,24 +53,25 @@ class _House:
         for first in range(self.size, size, 10_000):
             part = range(first, min(first + 10_000, size))
             stage.insert(self.source, part)
-            self.plan(list(part))
+            with self._observing() as observation:
+                records.make_records(self.source, self.records, observation, part)
             others = {"_id": {"$gte": RecordKey(TASK.name, max(part.start, DUE)).id}}
             self.records.update_many(others | {"sourceDocId": {"$mod": [2, 0]}}, [{"$set": _DEFERRED}])
             self.records.update_many(others | {"sourceDocId": {"$mod": [2, 1]}}, [{"$set": _COMPLETED}])
         self.size = size
 
-    def plan(self, doc_ids: list[int]) -> None:
-        """Plan documents as events told of them."""
+    @contextmanager
+    def _observing(self) -> Iterator[records.Observation]:
         with self.connection.causal_session() as session:
             at = server.cluster_time(self.source.database, session)
-            observation = records.Observation(TASK, at=at, generation=1, session=session)
-            records.apply_observations(self.source, self.records, observation, doc_ids)
+            yield records.Observation(TASK, at=at, generation=1, session=session)
 
     def change(self) -> None:
         """Plan a hundred changed documents."""
         ids = list(range(0, 100 * 7, 7))
         self.source.update_many({"_id": {"$in": ids}}, {"$inc": {"v": 1}})
-        self.plan(ids)
+        with self._observing() as observation:
+            records.apply_observations(self.source, self.records, observation, ids)
 
     def run_chunk(self) -> None:
         """Claim and settle what a message names."""
