@@ -10,9 +10,12 @@ import dataclasses
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, Self
+
+from celery_reactive.embedded.mongo import find_mongod
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +82,17 @@ def number(value: float) -> str:
 def machine() -> dict[str, str]:
     """Return what the machine is, by cores and versions: nothing that tells whose it is."""
     packages = {name: version(name) for name in ("celery", "kombu", "pymongo", "redis")}
-    cores = f"{os.cpu_count()} cores"
-    return {"machine": f"{cores}, {platform.machine()}", "Python": platform.python_version(), **packages}
+    cores = f"{os.cpu_count()} cores, {platform.machine()}"
+    return {"machine": cores, "Python": platform.python_version(), **_mongodb(), **packages}
+
+
+def _mongodb() -> dict[str, str]:
+    """Return the version of the embedded server, nothing where another is used."""
+    program = None if "MONGODB_URL" in os.environ else find_mongod()
+    if program is None:
+        return {}
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    return {"MongoDB": told.split()[2].removeprefix("v")}
 
 
 def tell(measure: Callable[[bool], Section]) -> None:
