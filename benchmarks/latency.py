@@ -17,7 +17,6 @@ import project
 import stage
 from figures import Figure, Section, tell
 
-_BACKLOG_WAY = "32"
 _FIRST_OF_BACKLOG = 10_000_000
 
 
@@ -46,14 +45,14 @@ def measure(quick: bool) -> Section:  # noqa: FBT001 -- as every benchmark
     """Measure at several rates, and under a backlog."""
     rates, backlog = ({20.0: 1.0}, 200) if quick else ({1.0: 20.0, 50.0: 20.0, 500.0: 10.0}, 100_000)
     figures: list[Figure] = []
-    with stage.set_up(stage.Setting((project.DEFAULT, _BACKLOG_WAY))) as on:
+    with stage.set_up(stage.Setting((project.DEFAULT, project.OTHER))) as on:
         for rate, seconds in rates.items():
             count = max(2, round(rate * seconds))
             reactive, bare = of_writes(on, rate=rate, count=count), of_bare(on, rate=rate, count=count)
             goals = ("≤ 10 ms", "≤ 50 ms") if rate == 50 else ("", "")
             figures += reactive.figures(f"at {rate:g} writes/s", bare, goals)
             figures += bare.figures(f"at {rate:g} bare tasks/s", None)
-        stage.insert(on.orders(_BACKLOG_WAY), range(_FIRST_OF_BACKLOG, _FIRST_OF_BACKLOG + backlog))
+        on.plan_backlog(project.OTHER, range(_FIRST_OF_BACKLOG, _FIRST_OF_BACKLOG + backlog))
         behind = of_writes(on, rate=20.0, count=20 if quick else 200)
         figures += behind.figures(f"at 20 writes/s behind {backlog} of another task", None)
     return Section("latency", "Latency, write to start of the handler, debounce=0", figures, "Majority writes.")

@@ -25,6 +25,7 @@ from pymongo.write_concern import WriteConcern
 
 from celery_reactive import Reactive, embedded
 from celery_reactive.cli.demo.processes import Child
+from celery_reactive.store import definitions
 
 _PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.005
@@ -119,6 +120,15 @@ class Stage:
     def records(self, way: str = project.DEFAULT) -> Documents:
         """Return the records of what `orders` returns."""
         return self._database[f"{project.collection_of(way)}_tasks"]
+
+    def plan_backlog(self, way: str, numbers: range) -> None:
+        """Insert documents, wait until all are planned, and only then let them run."""
+        globals_ = Reactive.of(project.app).runtime.connection.globals()
+        definitions.set_paused(globals_, f"reactive_{way}", paused=True)
+        known = self.records(way).count_documents({})
+        insert(self.orders(way), numbers)
+        self.wait_until(lambda: self.records(way).count_documents({}) == known + len(numbers))
+        definitions.set_paused(globals_, f"reactive_{way}", paused=False)
 
     def statements(self) -> int:
         """Return how many requests anybody has sent to the server; what it does by itself for one is not counted."""
