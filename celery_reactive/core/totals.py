@@ -25,18 +25,6 @@ class Distribution:
     """One more than there are bounds; of each bucket alone."""
     sum: float
 
-    @classmethod
-    def empty(cls, bounds: Sequence[float]) -> Distribution:
-        """Return a distribution of nothing."""
-        return cls(tuple(bounds), (0,) * (len(bounds) + 1), 0.0)
-
-    def observing(self, value: float) -> Distribution:
-        """Return this one with one observation more."""
-        place = bisect.bisect_left(self.bounds, value)
-        numbers = list(self.numbers)
-        numbers[place] += 1
-        return Distribution(self.bounds, tuple(numbers), self.sum + value)
-
     def fitted(self, bounds: Sequence[float]) -> Distribution:
         """Return this one in other buckets: each number goes where its own upper bound belongs.
 

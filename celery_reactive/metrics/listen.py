@@ -35,14 +35,14 @@ from celery_reactive.metrics.counts import Counts
 class Listener:
     """Counts the events of one process."""
 
-    def __init__(self, counts: Counts, registry: Registry, *, on_counted: Callable[[], None]) -> None:
+    def __init__(self, counts: Counts, registry: Registry, *, on_counted: Callable[[], None] | None) -> None:
         self._counts = counts
         self._registry = registry
         self._on_counted = on_counted
 
     def __call__(self, event: Event) -> None:
         """Count *event*, if it is one that is counted."""
-        if self._count(event):
+        if self._count(event) and self._on_counted is not None:
             self._on_counted()
 
     def _count(self, event: Event) -> bool:

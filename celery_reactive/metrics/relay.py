@@ -7,7 +7,9 @@ a scrape neither waits for the worker nor holds it up.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -17,67 +19,53 @@ import threading
 from pathlib import Path
 
 from celery_reactive.core.registry import Registry
-from celery_reactive.core.totals import Totals
+from celery_reactive.metrics.catalogue import METRICS, Kind, Metric
 from celery_reactive.metrics.counts import Counts
 from celery_reactive.metrics.expose import Exposition
 from celery_reactive.metrics.serve import Port
 from celery_reactive.metrics.standing import Standing
 
+logger = logging.getLogger(__name__)
+
 _VARIABLE = "_CELERY_REACTIVE_COUNTS"
 """Where processes that are started anew, not forked, find the address."""
 _LONGEST = 1 << 16
 _GLANCE_SECONDS = 1.0
+_PATIENCE_SECONDS = 0.05
+"""For a receiver that is behind; a handler must not wait for it for long."""
 
 
 class Sender:
-    """Sends what one process counts."""
+    """Sends what one process counts: a few microseconds each."""
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._pid = 0
-        self._left = Totals()
 
-    def send(self, counts: Counts) -> None:
-        """Send what was counted since the last call; what cannot be sent now goes with the next."""
-        if self._pid != os.getpid():
-            self._begin()
-        with self._lock:
-            assert self._socket is not None  # noqa: S101 -- see above
-            self._left = self._left.plus(counts.take())
-            try:
-                self._socket.sendto(json.dumps(self._left.to_entries()).encode(), self._address)
-            except OSError:
-                return
-            self._left = Totals()
-
-    def _begin(self) -> None:
-        """In this process for the first time, also after a fork."""
-        self._lock, self._left, self._pid = threading.Lock(), Totals(), os.getpid()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)  # noqa: FBT003 -- the socket's own signature
+    def send(self, metric: Metric, labels: tuple[str, ...], value: float) -> None:
+        """Send one count; it is lost where nobody receives it any more."""
+        if self._socket is None or self._pid != os.getpid():
+            self._socket, self._pid = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), os.getpid()
+            self._socket.settimeout(_PATIENCE_SECONDS)
+        with contextlib.suppress(OSError):
+            self._socket.sendto(json.dumps((metric.name, labels, value)).encode(), self._address)
 
 
-class Receiver:
-    """Adds up what processes send."""
-
-    def __init__(self, bound: socket.socket) -> None:
-        self._socket = bound
-        self._lock = threading.Lock()
-        self._totals = Totals()
-
-    def totals(self) -> Totals:
-        """Return everything received."""
-        with self._lock:
-            return self._totals
-
-    def receive_forever(self) -> None:
-        """Add up whatever comes; for a thread of its own."""
-        while True:
-            received = Totals.from_entries(json.loads(self._socket.recv(_LONGEST)))
-            with self._lock:
-                self._totals = self._totals.plus(received)
+def receive_forever(bound: socket.socket, counts: Counts) -> None:
+    """Count whatever comes; for a thread of its own."""
+    metrics = {metric.name: metric for metric in METRICS}
+    while True:
+        message = bound.recv(_LONGEST)
+        try:
+            name, labels, value = json.loads(message)
+            metric = metrics[name]
+            if metric.kind is Kind.HISTOGRAM:
+                counts.observe(metric, *labels, value=value)
+            else:
+                counts.add(metric, *labels, number=value)
+        except (ValueError, TypeError, KeyError) as error:
+            logger.warning("count not understood: %r", error, extra={"event": "count_not_understood"})
 
 
 def inherited() -> Sender | None:
@@ -116,9 +104,9 @@ def _serve(listening: socket.socket, bound: socket.socket, registry: Registry, p
     # A terminal and a supervisor signal all processes at once: this one stays until the worker has ended.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    receiver = Receiver(bound)
-    threading.Thread(target=receiver.receive_forever, name="reactive-counts", daemon=True).start()
-    exposition = Exposition(registry, Standing(), totals=receiver.totals, gauges=tuple)
+    counts = Counts()
+    threading.Thread(target=receive_forever, args=(bound, counts), name="reactive-counts", daemon=True).start()
+    exposition = Exposition(registry, Standing(), totals=counts.totals, gauges=tuple)
     with Port(listening, text=exposition.text, is_ready=lambda: True):
         while os.getppid() == parent:
             threading.Event().wait(_GLANCE_SECONDS)

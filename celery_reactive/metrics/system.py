@@ -61,27 +61,18 @@ class Metrics:
         self.pusher = Pusher(self.counts, connection, settings)
         self._preference = settings.metrics_read_preference
         self._gauges = Gauges(connection, registry, preference=self._preference, queue_of=queue_of)
-        self._on_counted = self._relay() if self.is_local else self.pusher.on_counted
+        sender = relay.inherited() if self.is_local else None
+        if sender is not None:
+            # A pool process that was started anew, not forked.
+            self.counts.divert(sender.send)
 
     @property
     def listeners(self) -> tuple[Callable[[Event], None], ...]:
         """What hears the events of this process."""
         if not self.enabled:
             return (self.standing,)
-        return self.standing, Listener(self.counts, self.tasks, on_counted=self._tell_of_counts)
-
-    def _relay(self) -> Callable[[], None] | None:
-        """Return what sends counts to the process beside this one's parent, in a pool process that was not forked."""
-        sender = relay.inherited()
-        return None if sender is None else lambda: sender.send(self.counts)
-
-    def tell_of_counts(self, listener: Callable[[], None]) -> None:
-        """Have *listener* called from now on whenever something was counted, in whatever thread, and nobody else."""
-        self._on_counted = listener
-
-    def _tell_of_counts(self) -> None:
-        if self._on_counted is not None:
-            self._on_counted()
+        on_counted = None if self.is_local else self.pusher.on_counted
+        return self.standing, Listener(self.counts, self.tasks, on_counted=on_counted)
 
     @property
     def exposition(self) -> Exposition:

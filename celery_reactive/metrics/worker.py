@@ -58,7 +58,7 @@ class WorkerMetrics(bootsteps.StartStopStep):
         listening = listen(metrics.host, port)
         if self._forks:
             sender = relay.serve_beside(listening, metrics.tasks)
-            metrics.tell_of_counts(lambda: sender.send(metrics.counts))
+            metrics.counts.divert(sender.send)
         else:
             self._open.enter_context(Port(listening, text=metrics.exposition.text, is_ready=lambda: True))
 
