@@ -90,8 +90,8 @@ FAILURE = Failure("broken", "ValueError", "traceback")
 class House:
     """Records of two tasks in every state, in shares as a busy system has them; documents in the same number.
 
-    Document ids are numbers. The first of each span of `SPAN` ids are in rare states, so that what is rare lies between
-    what is not.
+    Document ids are numbers. Of each span of `SPAN` ids half are completed, one is in each of the rare states, and the
+    others are as planned, so that what is rare lies between what is not.
     """
 
     SPAN = 200
@@ -103,15 +103,19 @@ class House:
         self.records = self.bench.records
         self.source = self.bench.source
         self._next = dict.fromkeys(_SHARES, 0)
-        for first in range(0, RECORDS, 1000):
-            numbers = range(first, first + 1000)
-            self.source.insert_many([{"_id": number, "on": True, "v": number} for number in numbers], ordered=False)
-            self.bench.observe(*numbers)
-        self.other.observe(*range(0, RECORDS, 10))
+        for first in range(0, RECORDS, 10_000):
+            self._add(range(first, first + 10_000))
+
+    def _add(self, numbers: range) -> None:
+        self.source.insert_many([{"_id": number, "on": True, "v": number} for number in numbers], ordered=False)
+        for task, some in ((self.bench.task, numbers), (self.other.task, numbers[::10])):
+            observation = records.Observation(task, at=self.bench.cluster_time(), generation=1)
+            records.make_records(self.source, self.records, observation, some)
+        added = {"$gte": self.bench.key(numbers.start).id, "$lt": self.bench.key(numbers.stop).id}
         for number, (state, fields) in enumerate(_SHARES.items()):
             in_span = {"$mod": ["$sourceDocId", self.SPAN]}
             share = {"$lt": [in_span, 100]} if state == "completed" else {"$eq": [in_span, 100 + number]}
-            self.records.update_many({"$expr": share}, [{"$set": fields}])
+            self.records.update_many({"_id": added, "$expr": share}, [{"$set": fields}])
 
     def ids(self, state: str, number: int) -> list[int]:
         """Return *number* ids of documents whose records are in a state of `_SHARES`, others each time."""
@@ -158,7 +162,7 @@ _SHARES: dict[str, dict[str, Any]] = {
     "gone": _state("completed", **{**_RUN, "_r.gone": True, "_r.changedAt": None, "updatedAt": LONG_AGO}),
     "due": _state("pending", next_run=_ago(1000)),
 }
-"""Beside them, some 90 of each span are as planned: due, and never sent."""
+"""What records of each state hold beside what planning gave them."""
 
 
 # --- what was sent -----------------------------------------------------------------------------------
