@@ -17,6 +17,7 @@ from celery_reactive.cli.cleanup import cleanup
 from celery_reactive.cli.controls import pause, resume, throttle, trigger
 from celery_reactive.cli.dashboard import dashboard
 from celery_reactive.cli.demo.command import demo
+from celery_reactive.cli.doctor import doctor
 from celery_reactive.cli.guard import GuardedGroup, traceback_option
 from celery_reactive.cli.limit import limit
 from celery_reactive.cli.metrics import metrics
@@ -39,6 +40,7 @@ def reactive(**_options: Any) -> None:
 for _command in (
     planner,
     status,
+    doctor,
     failures,
     limit,
     plan,

@@ -43,6 +43,8 @@ LAST_RUN = IndexModel(
 )
 """The newest failures and successes; written once a run."""
 
+ALL = (WAKE, NEXT_RUN, OLDEST_DUE, LAST_RUN)
+
 SORTED: Mapping[str, frozenset[RecordState]] = {
     "nextRunAt": frozenset(RecordState),
     "dueAt": frozenset({RecordState.PENDING}),
@@ -66,7 +68,7 @@ def prepare(records: Collection[dict[str, Any]]) -> None:
     foreign = records.find_one({"$nor": [ours]}, projection=["_id"]) if _looks_foreign(records) else None
     if foreign is not None:
         raise ForeignRecordsError(f"{records.database.name}.{records.name}")
-    records.create_indexes([WAKE, NEXT_RUN, OLDEST_DUE, LAST_RUN])
+    records.create_indexes(list(ALL))
 
 
 def _looks_foreign(records: Collection[dict[str, Any]]) -> bool:
