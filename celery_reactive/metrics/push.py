@@ -112,6 +112,10 @@ class Pusher:
         if not self.has_news and not self._acknowledged.seq:
             return
         try:
+            if self._connection.is_open:
+                with time_limit(_FINISH_LIMIT):
+                    self.push(ended=True)
+                return
             with self._connection.brief(_FINISH_LIMIT) as connection:
                 self.push(connection, ended=True)
         except ReactiveError as error:

@@ -54,6 +54,11 @@ class Connection:
                     self._client, self._pid = self._connect(), os.getpid()
         return self._client
 
+    @property
+    def is_open(self) -> bool:
+        """Whether this process has a client."""
+        return self._client is not None and self._pid == os.getpid()
+
     def close(self) -> None:
         """Close this process's client, if there is one."""
         if self._client is not None and self._pid == os.getpid():
