@@ -8,7 +8,11 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import os
-from typing import Any
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor, wait
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,8 +20,13 @@ from celery_reactive.cli.project import open_project
 from celery_reactive.core.task import DEFAULT_GROUP
 from celery_reactive.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from uvicorn import Server
+
 DEFAULT_PORT = 8765
 USERS, TOKENS = "CELERY_REACTIVE_DASHBOARD_USERS", "CELERY_REACTIVE_DASHBOARD_TOKENS"
+_GLANCE_SECONDS = 0.25
+"""A signal may come to any thread, and does not end this one's wait."""
 _NEEDED = ("jinja2", "starlette", "uvicorn")
 
 
@@ -44,14 +53,38 @@ def dashboard(ctx: click.Context, /, *, host: str, port: int, **options: Any) ->
     application = open_project(ctx).dashboard(**options, **credentials)
     import uvicorn  # noqa: PLC0415 -- an extra
 
-    click.echo(f"dashboard at http://{f'[{host}]' if ':' in host else host}:{port}/")
     # What a proxy says of its client is not believed: whoever can reach the port could say it.
-    uvicorn.run(application, host=host, port=port, log_level="warning", proxy_headers=False, server_header=False)
+    config = uvicorn.Config(application, log_level="warning", proxy_headers=False, server_header=False)
+    with _listening(host, port) as listener:
+        click.echo(f"dashboard at http://{f'[{host}]' if ':' in host else host}:{port}/")
+        _serve(uvicorn.Server(config), listener)
 
 
 def is_installed() -> bool:
     """Whether the packages that the dashboard needs are there."""
     return all(importlib.util.find_spec(name) is not None for name in _NEEDED)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise click.ClickException(f"cannot listen at {host}, port {port}: {error.strerror or error}") from error
+
+
+def _serve(server: Server, listener: socket.socket) -> None:
+    """Serve until a signal comes, in a thread: in the main one the server would end the process by that signal."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    with ThreadPoolExecutor(1, thread_name_prefix="reactive-dashboard") as serving:
+        running = serving.submit(server.run, [listener])
+        while not running.done():
+            wait([running], timeout=_GLANCE_SECONDS)
+        running.result()
 
 
 def _credentials() -> dict[str, Any]:
