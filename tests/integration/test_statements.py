@@ -756,6 +756,13 @@ def test_a_statement_reads_what_it_returns(played: Played, name: str) -> None:
         assert excused.may_read_more or excused.may_scan or max(one.keys, one.documents) <= most, str(one)
 
 
+def test_counts_by_state_read_keys_alone(played: Played) -> None:
+    """However many there are, none of them is looked at."""
+    counts = [one for one in played.statements["gauges"] if "count" in one.command]
+    assert len(counts) == len(RecordState)
+    assert {(tuple(one.stages), one.documents) for one in counts} == {(("COUNT", "COUNT_SCAN"), 0)}
+
+
 def test_no_excuse_is_in_vain(played: Played) -> None:
     """A play that is excused needs it, so that no excuse outlives its reason."""
     for name, one in PLAYS.items():
