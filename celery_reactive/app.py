@@ -369,12 +369,13 @@ class Reactive:
         if signal.receivers:
             signal.send(sender=self._app, event=event, **event.facts())
 
-    def run_planner(self, stop: threading.Event | None = None, *, group: str = "default") -> None:
+    def run_planner(self, stop: threading.Event | None = None, *, group: str = "default", beat: bool = False) -> None:
         """Run a planner in this process until *stop* is set, for small installations and tests.
 
         Args:
             stop: Ends it in good order; None: it runs for ever.
             group: The planner group.
+            beat: While it leads, it also runs Celery beat's schedule (B-67).
 
         Raises:
             ConfigurationError: Settings, tasks or server are not fit, or Celery is eager; nothing was started.
@@ -382,6 +383,7 @@ class Reactive:
             BrokerUnavailableError: The broker does not answer at the start.
         """
         from celery_reactive.planner import process  # noqa: PLC0415 -- workers need no planner
+        from celery_reactive.planner.beat import Beat  # noqa: PLC0415 -- workers need no planner
         from celery_reactive.planner.publish import Publisher  # noqa: PLC0415 -- workers need no planner
 
         self._app.loader.import_default_modules()
@@ -396,6 +398,8 @@ class Reactive:
             process.Duty("operations", lambda _, ended: _go_on_with_operations(runtime, ended)),
             process.Duty("locks", lambda _, ended: _forget_old_locks(runtime, ended)),
         ]
+        if beat:
+            duties.append(process.Duty("beat", lambda _, ended: Beat(self._app, runtime, ended).step))
         if metrics.enabled:
             duties.append(process.Duty("metrics", lambda term, ended: metrics.chores(group, term, ended)))
         try:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from celery_reactive.cli import project
+from celery_reactive.cli.beat import beat
 from celery_reactive.cli.cleanup import cleanup
 from celery_reactive.cli.controls import pause, resume, throttle, trigger
 from celery_reactive.cli.dashboard import dashboard
@@ -55,6 +56,7 @@ for _command in (
     throttle,
     trigger,
     operations,
+    beat,
 ):
     reactive.add_command(_command)
 

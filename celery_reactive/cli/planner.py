@@ -30,12 +30,14 @@ _GLANCE_SECONDS = 0.25
     "--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz and /readyz; 0: on a free port."
 )
 @click.option("--metrics-host", help="Address to serve on; default: reactive_metrics_host, which is 127.0.0.1.")
+@click.option("--beat", is_flag=True, help="While it leads, run Celery beat's schedule, too.")
 @click.option("-l", "--loglevel", default="INFO", show_default=True, type=LOG_LEVEL, help="Least level logged.")
 @click.option("-f", "--logfile", type=click.Path(dir_okay=False), help="Where to log; default: stderr.")
 @click.pass_context
 def planner(
     ctx: click.Context,
     group: str,
+    beat: bool,  # noqa: FBT001 -- click gives it by name
     metrics_port: int | None,
     metrics_host: str | None,
     loglevel: int,
@@ -54,7 +56,7 @@ def planner(
         handle.serve_planner(metrics_port, host=metrics_host, group=group),
         ThreadPoolExecutor(1, thread_name_prefix="reactive-planner") as planning,
     ):
-        running = planning.submit(handle.run_planner, stop, group=group)
+        running = planning.submit(handle.run_planner, stop, group=group, beat=beat)
         while not running.done():
             wait([running], timeout=_GLANCE_SECONDS)
         running.result()

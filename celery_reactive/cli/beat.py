@@ -1,0 +1,90 @@
+"""`beat …`: the entries of Celery's schedule, and sending one of them now (B-67)."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+from click_didyoumean import DYMGroup
+from rich.markup import escape
+
+from celery_reactive.app import Reactive
+from celery_reactive.cli.output import console_for, json_option, moment, plain_table, to_json
+from celery_reactive.cli.project import open_project
+from celery_reactive.core.suggest import did_you_mean, listed
+from celery_reactive.planner.beat import scheduler_of
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScheduleEntry:
+    """An entry of the schedule."""
+
+    name: str
+    task: str
+    schedule: str
+    """As Celery shows it."""
+    last_run_at: datetime | None
+    """None: it has not run yet."""
+    runs: int
+    due_in: timedelta
+    """Until it is due; zero: it is, and waits for a leading planner with --beat."""
+
+
+@click.group("beat", cls=DYMGroup)
+def beat() -> None:
+    """See Celery's schedule, which `planner --beat` runs, and send an entry now."""
+
+
+@beat.command("list")
+@json_option
+@click.pass_context
+def list_(ctx: click.Context, *, as_json: bool) -> None:
+    """List the entries with their last and next runs."""
+    handle = open_project(ctx)
+    entries = [_entry(entry) for _, entry in sorted(_scheduler(handle).schedule.items())]
+    if as_json:
+        click.echo(to_json(entries))
+    elif not entries:
+        click.echo("no entries; set beat_schedule")
+    else:
+        table = plain_table()
+        for column in ("entry", "task", "schedule", "last run", "runs", "due in"):
+            table.add_column(column, justify="right" if column == "runs" else "left")
+        for one in entries:
+            last = "" if one.last_run_at is None else moment(one.last_run_at)
+            cells = (escape(one.name), escape(one.task), escape(one.schedule), last, str(one.runs), str(one.due_in))
+            table.add_row(*cells)
+        console_for(ctx).print(table)
+
+
+@beat.command()
+@click.argument("name")
+@click.pass_context
+def trigger(ctx: click.Context, *, name: str) -> None:
+    """Send the task of the entry NAME once, now; its schedule stays as it is."""
+    handle = open_project(ctx)
+    scheduler = _scheduler(handle)
+    entry = scheduler.schedule.get(name)
+    if entry is None:
+        known = sorted(scheduler.schedule)
+        raise click.ClickException(f"no entry {name!r}{did_you_mean(name, known)} (known: {listed(known) or 'none'})")
+    sent = scheduler.apply_async(entry, advance=False)
+    click.echo(f"{entry.task} sent, id {sent.id}")
+
+
+def _scheduler(handle: Reactive) -> Any:
+    return scheduler_of(handle.app, handle.runtime)
+
+
+def _entry(entry: Any) -> ScheduleEntry:
+    is_due, seconds = entry.is_due()
+    return ScheduleEntry(
+        name=entry.name,
+        task=entry.task,
+        schedule=str(entry.schedule).strip("<>"),
+        last_run_at=entry.last_run_at if entry.total_run_count else None,
+        runs=entry.total_run_count,
+        due_in=timedelta(0) if is_due else timedelta(seconds=round(seconds)),
+    )

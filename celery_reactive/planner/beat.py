@@ -1,0 +1,125 @@
+"""Celery beat inside the leading planner: the schedule survives the process that runs it (B-67).
+
+Called by the composition root as a duty of the leader. The configured scheduler decides what is due, as in `celery
+beat`; when an entry ran last is kept in MongoDB instead of a file. A run is taken there before it is sent, so that no
+two planners send it, and what became due while nobody led is sent once.
+"""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime
+from typing import Any
+
+from celery import Celery
+from celery.beat import PersistentScheduler, Scheduler
+from kombu.utils.imports import symbol_by_name
+
+from celery_reactive.runtime import Runtime
+from celery_reactive.store import beats
+
+_LEAST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.01, 5.0
+_CONNECT_SECONDS = 5.0
+
+
+def scheduler_of(app: Celery, runtime: Runtime) -> Any:
+    """Return the configured scheduler with its schedule, last runs from MongoDB.
+
+    Raises:
+        ImportError: `beat_scheduler` names no class.
+        StoreUnavailableError: MongoDB does not answer.
+    """
+    configured = symbol_by_name(app.conf.beat_scheduler)  # type: ignore[no-untyped-call]
+    # Celery's own keeps last runs in a file, which is all that it adds to its base.
+    base = Scheduler if configured is PersistentScheduler else configured
+    made = type("DurableScheduler", (_Durable, base), {"store": staticmethod(runtime.connection.globals)})
+    return made(app=app, schedule_filename=app.conf.beat_schedule_filename)
+
+
+class Beat:
+    """The schedule, run by the leader of one term."""
+
+    def __init__(self, app: Celery, runtime: Runtime, ended: threading.Event) -> None:
+        self._app = app
+        self._runtime = runtime
+        self._ended = ended
+        self._scheduler: Any = None
+
+    def step(self) -> None:
+        """Send what is due, and wait for the next entry, some seconds at most.
+
+        Raises:
+            StoreUnavailableError: MongoDB is away; what is due is sent when it is back.
+            OperationalError: The broker is away, likewise.
+        """
+        try:
+            if self._scheduler is None:
+                self._scheduler = scheduler_of(self._app, self._runtime)
+            # Connected before a run is taken: what is taken and not sent is lost.
+            _ = self._scheduler.producer
+            wait = float(self._scheduler.tick())
+        except BaseException:
+            self._close()
+            raise
+        self._ended.wait(min(max(wait, _LEAST_WAIT_SECONDS), _LONGEST_WAIT_SECONDS))
+        if self._ended.is_set():
+            self._close()
+
+    def _close(self) -> None:
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            scheduler.close()
+
+
+class _Durable:
+    """Lies over a scheduler's class: last runs are read from MongoDB, and each run is taken there first."""
+
+    app: Any
+    schedule: Any
+    connection: Any
+    store: Any
+
+    def setup_schedule(self) -> None:
+        """Set the schedule up as ever, then let its entries have run when they ran last."""
+        super().setup_schedule()  # type: ignore[misc]  # of the scheduler below
+        self._seen: dict[str, datetime] = {}
+        self._taken: set[str] = set()
+        entries = dict(self.schedule.items())
+        beats.forget_others(self.store(), entries.keys())
+        known = beats.read_all(self.store())
+        for name, entry in entries.items():
+            if name not in known:
+                beats.note_first(self.store(), name, _whole(entry.last_run_at or entry.default_now()))
+        for name, last in beats.read_all(self.store()).items():
+            self._set_last_run(entries[name], last)
+
+    def reserve(self, entry: Any) -> Any:
+        """Move an entry to its next run, and take the present one unless another planner has."""
+        following = super().reserve(entry)  # type: ignore[misc]  # of the scheduler below
+        at = _whole(following.last_run_at)
+        if beats.take(self.store(), entry.name, seen=self._seen.get(entry.name), at=at):
+            self._seen[entry.name] = following.last_run_at = at
+            self._taken.add(entry.name)
+        else:
+            self._set_last_run(following, beats.read_all(self.store()).get(entry.name))
+        return following
+
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        """Send an entry whose run was taken."""
+        if entry.name in self._taken:
+            self._taken.discard(entry.name)
+            super().apply_entry(entry, producer=producer)  # type: ignore[misc]  # of the scheduler below
+
+    def _ensure_connected(self) -> Any:
+        return self.connection.ensure_connection(max_retries=1, timeout=_CONNECT_SECONDS)
+
+    def _set_last_run(self, entry: Any, last: beats.LastRun | None) -> None:
+        if last is not None:
+            self._seen[entry.name] = last.at
+            entry.last_run_at = last.at.astimezone(self.app.timezone)
+            entry.total_run_count = last.runs
+
+
+def _whole(when: datetime) -> datetime:
+    """Return *when* in whole milliseconds, as MongoDB keeps it."""
+    return when.replace(microsecond=when.microsecond // 1000 * 1000)
