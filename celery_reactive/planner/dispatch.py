@@ -68,6 +68,8 @@ class _Flow:
         """Its name; None where only a router of the user's knows."""
         self.look_at = _AT_ONCE
         """When there may be something to send, on the monotonic clock."""
+        self.overdue_at = 0.0
+        """When to look again for what is overdue while others are due, on the monotonic clock."""
         self.is_backlogged = False
         """There is more due than one round takes."""
         self.bound: datetime | None = None
@@ -252,7 +254,11 @@ class Dispatcher:
             # What is due again has a time of its own, which may lie before it.
             flow.bound, flow.rounds_from_bound = None, 0
         target, bound = self._runtime.connection.records(flow.task), flow.bound
-        due = records.find_due(target, flow.task.name, limit=limit, overdue=bound is None, after=bound)
+        now = time.monotonic()
+        overdue = bound is None and now >= flow.overdue_at
+        due = records.find_due(target, flow.task.name, limit=limit, overdue=overdue, after=bound)
+        if overdue:
+            flow.overdue_at = now + _POLL_SECONDS
         if len(due) < limit:
             flow.is_backlogged, flow.bound = False, None
             if not due and bound is not None:

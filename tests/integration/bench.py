@@ -14,6 +14,7 @@ from typing import Any
 import bson
 from bson import Timestamp
 from bson.raw_bson import RawBSONDocument
+from pymongo.read_concern import ReadConcern
 
 from celery_reactive.core.outcome import Completed, Errored, Exhausted, Failure, Outcome, Overtaken
 from celery_reactive.core.record import CODEC, Claim, RecordKey
@@ -46,6 +47,8 @@ class Bench:
         self.task = task
         self.source = connection.source(task)
         self.records = connection.records(task)
+        self.as_written = self.records.with_options(read_concern=ReadConcern("local"))
+        """Also with what a majority does not have yet."""
         self.generation = 1
         self._tokens = (f"token-{number}" for number in itertools.count(1))
         indexes.prepare(self.records)
@@ -172,7 +175,7 @@ class Bench:
 
     def record(self, doc_id: Any) -> Document:
         """Return the record of *doc_id*, which must exist."""
-        found = self.records.find_one({"_id": self.key(doc_id).id})
+        found = self.as_written.find_one({"_id": self.key(doc_id).id})
         assert found is not None, f"no record of {doc_id!r}"
         return found
 
@@ -183,7 +186,7 @@ class Bench:
     def raw(self, doc_id: Any) -> bytes:
         """Return the record of *doc_id* to the byte."""
         raw = CODEC.with_options(document_class=RawBSONDocument)
-        found = self.records.with_options(codec_options=raw).find_one({"_id": self.key(doc_id).id})
+        found = self.as_written.with_options(codec_options=raw).find_one({"_id": self.key(doc_id).id})
         assert isinstance(found, RawBSONDocument), f"no record of {doc_id!r}"
         return bytes(found.raw)
 

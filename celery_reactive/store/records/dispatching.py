@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
 from celery_reactive.core.record import Due, RecordKey
 from celery_reactive.core.states import CLAIM
 from celery_reactive.store import pipelines
@@ -25,13 +28,14 @@ def find_due(
         records: Records collection.
         task: Name of the task.
         limit: Most records returned.
-        overdue: Also those on their way that nobody has claimed by their dispatch deadline.
+        overdue: Also those on their way that nobody has claimed by their dispatch deadline, beside others; otherwise
+            they are looked for only where no other is due.
         after: Only what became due at that time or later. The index entries of what has been sent stay behind for a
             while and are passed over one by one.
     """
     found: list[Due] = []
-    for sent in (False, True) if overdue else (False,):
-        cursor = records.find(
+    for sent in (False, True):
+        cursor = _soon(records).find(
             {
                 "task": task,
                 **pipelines.state_is(CLAIM.sources),
@@ -43,7 +47,7 @@ def find_due(
             limit=limit - len(found),
         )
         found += [_due(task, record, again=sent) for record in cursor]
-        if len(found) >= limit:
+        if len(found) >= limit or (found and not overdue):
             break
     return found
 
@@ -85,7 +89,7 @@ def mark_sent(
         Number of records marked; one that is missing was claimed or settled meanwhile, and a message
         for it does nothing.
     """
-    result = records.update_many(
+    result = _soon(records).update_many(
         {
             "_id": {"$in": [key.id for key in keys]},
             **pipelines.state_is(CLAIM.sources),
@@ -136,9 +140,17 @@ def count_in_flight(records: Records, task: str, *, sent_before: datetime | None
         task: Name of the task.
         sent_before: Only those whose message was sent by then, by the server's clock.
     """
-    return records.count_documents(
+    return _soon(records).count_documents(
         {"task": task, **pipelines.state_is(CLAIM.sources), **pipelines.is_in_flight(sent_before=sent_before)},
     )
+
+
+def _soon(records: Records) -> Records:
+    """Return *records* as the primary alone has them, also what a majority does not have yet.
+
+    For what only says whom to wake: what a failover takes back is sent again, or wakes a worker in vain.
+    """
+    return records.with_options(write_concern=WriteConcern(w=1), read_concern=ReadConcern("local"))
 
 
 @translated
@@ -160,7 +172,7 @@ def find_sent(
         limit: Most records returned.
     """
     in_flight = pipelines.is_in_flight(sent_before=sent_before, patience=patience)
-    found = records.find(
+    found = _soon(records).find(
         {"task": task, **pipelines.state_is(CLAIM.sources), **in_flight}, projection=["sourceDocId"], limit=limit
     )
     return [RecordKey(task, record["sourceDocId"]) for record in found]
@@ -214,5 +226,5 @@ def seconds_until_next_wake(records: Records, task: str) -> float | None:
         "_r.wakeAt": {"$gt": pipelines.EPOCH},
     }
     wait = {"wait": {"$subtract": ["$_r.wakeAt", "$$NOW"]}}
-    found = records.find_one(waiting, projection=wait, sort=[("_r.wakeAt", 1)])
+    found = _soon(records).find_one(waiting, projection=wait, sort=[("_r.wakeAt", 1)])
     return None if found is None else float(found["wait"]) / 1000
