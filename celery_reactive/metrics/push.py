@@ -27,7 +27,7 @@ from celery_reactive.store.errors import time_limit
 logger = logging.getLogger(__name__)
 
 _LIMIT = timedelta(seconds=5)
-_FINISH_LIMIT = timedelta(seconds=2)
+_FINISH_LIMIT = timedelta(seconds=1)
 
 
 @dataclasses.dataclass(slots=True)

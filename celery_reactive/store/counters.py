@@ -43,6 +43,9 @@ _KEEP_TOMBSTONES = timedelta(hours=6)
 _RETIRE_LIMIT = timedelta(seconds=5)
 _MOST_RETIRED_AT_ONCE = 100
 _READINGS = 20
+_PRIMARY_IS_ENOUGH = frozenset({"secondaryPreferred", "nearest"})
+_SECONDARY_LIMIT = timedelta(seconds=2)
+"""So long an answer waits for a secondary to catch up with the primary."""
 _PREFERENCES: dict[str, Any] = {
     "primary": ReadPreference.PRIMARY,
     "primaryPreferred": ReadPreference.PRIMARY_PREFERRED,
@@ -177,7 +180,6 @@ def forget_tombstones(globals_: Globals) -> int:
     return globals_.delete_many({"_id": _LIVE["_id"], "retiredAt": {"$type": "date"}, "$expr": old}).deleted_count
 
 
-@translated
 def read(globals_: Globals, *, preference: str) -> Totals:
     """Return what all processes together have counted; never less than an earlier call has returned, anywhere.
 
@@ -186,10 +188,21 @@ def read(globals_: Globals, *, preference: str) -> Totals:
         preference: Which member of the replica set is read from, as the setting says.
 
     Raises:
-        StoreBusyError: Documents were retired all the while.
-        StoreUnavailableError: MongoDB does not answer, or that member has fallen behind.
+        StoreBusyError: Documents were retired all the while, or only a secondary may be read and it has fallen behind.
+        StoreUnavailableError: MongoDB does not answer.
     """
-    source = preferring(globals_, preference)
+    if preference in _PRIMARY_IS_ENOUGH:
+        try:
+            with time_limit(_SECONDARY_LIMIT):
+                return _read(globals_, preferring(globals_, preference))
+        except StoreBusyError:
+            # A member that is far behind, such as one that is being made anew.
+            return _read(globals_, globals_)
+    return _read(globals_, preferring(globals_, preference))
+
+
+@translated
+def _read(globals_: Globals, source: Globals) -> Totals:
     with globals_.database.client.start_session(causal_consistency=True) as session:
         # What is read from a secondary after this is not older than what the primary has now.
         globals_.database.command("ping", session=session)

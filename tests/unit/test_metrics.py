@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from importlib.metadata import version
 from typing import Any
 
 import pytest
+from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from celery_reactive import METRICS_CONTENT_TYPE, ConfigurationError, Reactive, StoreUnavailableError
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.totals import Distribution, Totals
@@ -41,7 +45,7 @@ from celery_reactive.events import (
 from celery_reactive.metrics import catalogue
 from celery_reactive.metrics.catalogue import METRICS, Kind, Metric
 from celery_reactive.metrics.counts import Counts
-from celery_reactive.metrics.expose import Exposition
+from celery_reactive.metrics.expose import Exposition, SystemCollector
 from celery_reactive.metrics.gauges import Sample
 from celery_reactive.metrics.listen import Listener
 from celery_reactive.metrics.standing import Standing
@@ -235,6 +239,37 @@ def test_a_histogram_is_cumulated(registry: Registry) -> None:
     assert f'reactive_tasks_duration_seconds_bucket{{le="1800.0",{labels}}} 3.0' in text
     assert f'reactive_tasks_duration_seconds_bucket{{le="+Inf",{labels}}} 4.0' in text
     assert f"reactive_tasks_duration_seconds_count{{{labels}}} 4.0" in text
+
+
+def test_a_registry_beside_others_is_none_the_worse_without_a_database(registry: Registry) -> None:
+    """B-55: what a program exposes of its own must not go with it."""
+
+    def totals() -> Totals:
+        if is_away:
+            raise StoreUnavailableError("away")
+        return Totals()
+
+    own = CollectorRegistry()
+    Gauge("own", "Of the program.", registry=own).set(7)
+    is_away = True
+    own.register(SystemCollector(Exposition(registry, Standing(), totals=totals, gauges=tuple)))
+    assert generate_latest(own).decode().endswith("own 7.0\n")
+    is_away = False
+    assert "reactive_tasks_build_info" in generate_latest(own).decode()
+
+
+def test_an_app_has_its_metrics_as_text_and_as_a_registry() -> None:
+    """B-55: public surface; refused where they are switched off, before anything is read."""
+    app = Celery("proj", set_as_current=False)
+    app.conf.reactive_metrics_scrape_mode = "local"
+    assert f'build_info{{version="{version("celery-reactive")}"}} 1.0' in Reactive.of(app).metrics().decode()
+    assert b"build_info" in generate_latest(Reactive.of(app).metrics_registry())
+    assert Reactive.METRICS_CONTENT_TYPE == METRICS_CONTENT_TYPE == "text/plain; version=0.0.4; charset=utf-8"
+    off = Celery("off", set_as_current=False)
+    off.conf.reactive_metrics_enabled = False
+    for ask in (Reactive.of(off).metrics, Reactive.of(off).metrics_registry):
+        with pytest.raises(ConfigurationError, match="reactive_metrics_enabled"):
+            ask()
 
 
 @pytest.mark.parametrize("name", ['quo"ted', "back\\slash", "new\nline", "späte", "{}"])
