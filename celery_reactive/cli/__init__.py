@@ -26,6 +26,7 @@ from celery_reactive.cli.operations import operations
 from celery_reactive.cli.plan import plan
 from celery_reactive.cli.planner import planner
 from celery_reactive.cli.reconcile import reconcile
+from celery_reactive.cli.schemas import schema
 from celery_reactive.cli.status import failures, status
 from celery_reactive.cli.tasks import tasks
 
@@ -57,6 +58,7 @@ for _command in (
     trigger,
     operations,
     beat,
+    schema,
 ):
     reactive.add_command(_command)
 

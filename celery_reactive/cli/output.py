@@ -18,7 +18,7 @@ from celery_reactive.core.record import RecordKey, id_to_text
 
 _PLAIN_WIDTH = 160
 
-_VERBATIM = frozenset({"doc_id", "source_doc_id", "last_observed_values", "asked", "samples"})
+VERBATIM = frozenset({"doc_id", "source_doc_id", "last_observed_values", "asked", "samples"})
 """Fields that hold a user's values, of any BSON type: shown as relaxed extended JSON, which keeps the types apart."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -56,7 +56,7 @@ def _plain(value: object) -> Any:
 
 
 def _field(name: str, value: object) -> Any:
-    return _verbatim(value) if name in _VERBATIM else _plain(value)
+    return _verbatim(value) if name in VERBATIM else _plain(value)
 
 
 def _verbatim(value: object) -> Any:
