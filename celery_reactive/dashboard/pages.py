@@ -20,8 +20,9 @@ from celery_reactive.dashboard.access import Action, RefusedError
 from celery_reactive.dashboard.parameters import Parameters, doc_id_of, required
 from celery_reactive.dashboard.selecting import FILTERS, PAGING, Listing, Target
 from celery_reactive.dashboard.site import Site, body_of, path_of, permission_of
+from celery_reactive.dashboard.wording import ENOUGH
 from celery_reactive.errors import StatementFailedError
-from celery_reactive.management import listing, operations
+from celery_reactive.management import listing, operations, reconciling
 from celery_reactive.management.error_groups import MOST_RECORDS
 from celery_reactive.management.explain import explain
 from celery_reactive.management.status import read_planning_failures
@@ -71,7 +72,16 @@ class Pages:
             raise RefusedError(400, f"span: expected one of {listed(SPANS)}{did_you_mean(span, SPANS)}")
         if task is not None:
             self._site.runtime.registry.get(task)
-        return self._page(request, "overview.html", status=self._site.status(), span=span, spans=SPANS, task=task)
+        status = self._site.status()
+        return self._page(
+            request,
+            "overview.html",
+            status=status,
+            reconciliations=status.reconciliations,
+            span=span,
+            spans=SPANS,
+            task=task,
+        )
 
     def records(self, request: Request) -> Response:
         """List records; every filter stands in the URL."""
@@ -79,7 +89,13 @@ class Pages:
         page = Listing.read(asked)
         meant = page.filters.meant()
         found = listing.get_tasks(
-            self._site.runtime, meant, limit=page.limit, skip=page.skip, after=page.after, sort=page.order
+            self._site.runtime,
+            meant,
+            limit=page.limit,
+            skip=page.skip,
+            after=page.after,
+            sort=page.order,
+            enough=ENOUGH,
         )
         return self._page(
             request,
@@ -88,14 +104,11 @@ class Pages:
             found=found,
             states=list(RecordState),
             tasks=sorted(task.name for task in self._site.runtime.registry),
-            total=self._total(),
+            selected=self._site.total(meant, found.total),
+            total=self._site.estimated_total(),
             sortable=listing.SORTABLE,
             limits=(25, 50, 100, selecting.MOST_LIMIT),
         )
-
-    def _total(self) -> int:
-        """Return how many records there are altogether."""
-        return sum(sum(task.counts.values()) for task in self._site.status().tasks)
 
     def record(self, request: Request) -> Response:
         """Show one record: why it runs or not, what it saw, what has changed since, what became of it."""
@@ -153,10 +166,12 @@ class Pages:
         """Show who leads, how far the changes are planned, what is under way, and what could not be planned."""
         Parameters.of_query(request.scope["query_string"], ())
         runtime = self._site.runtime
+        status = self._site.status()
         return self._page(
             request,
             "planner.html",
-            status=self._site.status(),
+            status=status,
+            reconciliations=status.reconciliations,
             failures=read_planning_failures(runtime, limit=_MOST_FAILURES),
             instances=instances.read(runtime.connection.globals()),
         )
@@ -165,8 +180,9 @@ class Pages:
         """Show bulk work of the last week: how far it has come, by whom it was asked for, what it came to."""
         Parameters.of_query(request.scope["query_string"], ())
         found = operations.find(self._site.runtime, limit=_MOST_OPERATIONS)
+        under_way = reconciling.under_way(self._site.runtime, group=self._site.options.group)
         return self._page(
-            request, "operations.html", status=self._site.status(), operations=found, most=_MOST_OPERATIONS
+            request, "operations.html", reconciliations=under_way, operations=found, most=_MOST_OPERATIONS
         )
 
     def find(self, request: Request) -> Response:

@@ -7,10 +7,13 @@ however many look, the database spends a small share of its time on it.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
+
+from celery_reactive.errors import ReactiveError
 
 T = TypeVar("T")
 
@@ -18,6 +21,10 @@ _LEAST_SECONDS = 1.0
 _SHARE = 0.05
 """Of a core of the database, at most, for each value."""
 _MOST_VALUES = 64
+_STALE_SECONDS = 60.0
+_PATIENCE_SECONDS = 0.05
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(slots=True)
@@ -34,6 +41,8 @@ class Recent:
         self._lock = threading.Lock()
         self._kept: dict[Hashable, _Kept] = {}
         self._making: dict[Hashable, threading.Lock] = {}
+        self._forgotten = 0
+        """How often everything was forgotten: what was begun before is not kept after."""
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return the value of *key*, made anew when it is too old."""
@@ -44,10 +53,42 @@ class Recent:
         value: T = kept.value
         return value
 
+    def soon(self, key: Hashable, make: Callable[[], T]) -> T | None:
+        """Return the value of *key* if it is known, or known within moments; None: it is being found out.
+
+        One that is out of date is returned for a minute, and found out anew meanwhile.
+        """
+        kept = self._fresh(key)
+        if kept is None:
+            kept = self._found_aside(key, make)
+        value: T | None = None if kept is None else kept.value
+        return value
+
+    def _found_aside(self, key: Hashable, make: Callable[[], Any]) -> _Kept | None:
+        maker = self._maker_of(key)
+        thread = None
+        if not maker.locked():
+            thread = threading.Thread(target=self._find_out, args=(key, make), name="reactive-dashboard", daemon=True)
+            thread.start()
+        with self._lock:
+            old = self._kept.get(key)
+        if old is not None and old.until + _STALE_SECONDS > time.monotonic():
+            return old
+        if thread is not None:
+            thread.join(_PATIENCE_SECONDS)
+        return self._fresh(key)
+
+    def _find_out(self, key: Hashable, make: Callable[[], Any]) -> None:
+        try:
+            self.get(key, make)
+        except ReactiveError:
+            logger.warning("the dashboard could not find something out", exc_info=True, extra={"what": str(key)})
+
     def forget(self) -> None:
         """Forget everything: something was changed by hand, and its effect must be seen at once."""
         with self._lock:
             self._kept.clear()
+            self._forgotten += 1
 
     def _fresh(self, key: Hashable) -> _Kept | None:
         with self._lock:
@@ -59,6 +100,7 @@ class Recent:
             return self._making.setdefault(key, threading.Lock())
 
     def _made(self, key: Hashable, make: Callable[[], Any]) -> _Kept:
+        forgotten = self._forgotten
         started = time.monotonic()
         value = make()
         took = time.monotonic() - started
@@ -67,5 +109,6 @@ class Recent:
             if len(self._kept) >= _MOST_VALUES:
                 self._kept.clear()
                 self._making.clear()
-            self._kept[key] = kept
+            if forgotten == self._forgotten:
+                self._kept[key] = kept
         return kept

@@ -24,6 +24,7 @@ from celery_reactive.dashboard.parameters import Fields
 from celery_reactive.dashboard.recent import Recent
 from celery_reactive.dashboard.redaction import Redaction
 from celery_reactive.dashboard.selecting import key_text
+from celery_reactive.dashboard.wording import ENOUGH
 from celery_reactive.errors import (
     ConfigurationError,
     ReactiveError,
@@ -33,8 +34,11 @@ from celery_reactive.errors import (
     UnknownTaskError,
 )
 from celery_reactive.management.error_groups import ErrorGroups, group_errors
+from celery_reactive.management.listing import count_tasks
+from celery_reactive.management.selection import TaskFilters
 from celery_reactive.management.status import Status, read_status
 from celery_reactive.runtime import Runtime
+from celery_reactive.store import activity
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +87,23 @@ class Site:
             raise RefusedError(503, "the app's settings or tasks are wrong; the server's log says how") from error
 
     def status(self) -> Status:
-        """Return the state of the system, as it was a moment ago."""
-        return self.recent.get("status", lambda: read_status(self.runtime, group=self.options.group))
+        """Return the state of the system, as it was a moment ago; counts up to `ENOUGH` where all take too long."""
+        runtime, group = self.runtime, self.options.group
+        exact = self.recent.soon("status", lambda: read_status(runtime, group=group))
+        return exact or self.recent.get("counted", lambda: read_status(runtime, group=group, enough=ENOUGH))
+
+    def total(self, filters: TaskFilters, counted: int) -> int | None:
+        """Return how many records *filters* select: *counted* if that is all, else None until all are counted."""
+        if counted < ENOUGH:
+            return counted
+        runtime = self.runtime
+        return self.recent.soon(("total", repr(filters)), lambda: count_tasks(runtime, filters))
+
+    def estimated_total(self) -> int:
+        """Return about how many records there are altogether."""
+        connection = self.runtime.connection
+        places = {connection.namespace(task): connection.records(task) for task in self.runtime.registry}
+        return sum(activity.estimated(records) for records in places.values())
 
     def grouped_errors(self, task: str | None) -> ErrorGroups:
         """Return the errors in groups, as they were a moment ago."""

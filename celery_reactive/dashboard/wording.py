@@ -10,6 +10,8 @@ from bson import ObjectId
 
 from celery_reactive.core.record import id_to_text
 
+ENOUGH = 100_001
+"""Records are counted up to so many where counting all would take too long: this number stands for more."""
 _EXACT_BELOW = 100_000
 _MILLION, _BILLION = 10**6, 10**9
 _LONGEST_ID = 60
@@ -17,6 +19,8 @@ _LONGEST_ID = 60
 
 def counted(number: int) -> str:
     """Return a number as people read it: in full while that is short, else `1.2 M`."""
+    if number == ENOUGH:
+        return f"over {(ENOUGH - 1) // 1000}\N{NO-BREAK SPACE}k"
     if number < _EXACT_BELOW:
         return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     if number < _MILLION:

@@ -17,7 +17,7 @@ from celery_reactive.store import activity as statements
 from celery_reactive.store import queries
 from celery_reactive.store.activity import LastRun
 
-MOST_RUNS = 10_000
+MOST_RUNS = 5000
 """Records looked at, over all collections."""
 STEPS = 60
 _LEAST_EACH = 100

@@ -16,7 +16,7 @@ from celery_reactive.runtime import Runtime
 from celery_reactive.store import activity
 from celery_reactive.store.activity import SameError
 
-MOST_RECORDS = 10_000
+MOST_RECORDS = 5000
 """Records looked at in each state, over all collections."""
 _LEAST_EACH = 100
 """Records looked at in each state of each collection, however many collections there are."""

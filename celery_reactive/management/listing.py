@@ -20,7 +20,7 @@ from bson.errors import BSONError
 from celery_reactive.core.record import CODEC, RecordKey
 from celery_reactive.core.states import RecordState
 from celery_reactive.core.suggest import did_you_mean, listed, shown
-from celery_reactive.errors import ConfigurationError
+from celery_reactive.errors import ConfigurationError, StoreBusyError
 from celery_reactive.management.selection import Part, Selection, TaskFilters, select
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import queries
@@ -48,6 +48,7 @@ MAX_SORTED = 20_000
 """Most records that are sorted for a page where no index has them in order."""
 _MAX_RANGES = 200
 """Of an index that the server merges in order; of more than so many it sorts everything instead."""
+_MOMENTS_MS = 100
 _RENAMED = {"scheduledAt": "nextRunAt", "scheduled_at": "nextRunAt", "finishedAt": "lastFinalizedAt"}
 
 
@@ -129,6 +130,7 @@ def get_tasks(
     skip: int = 0,
     after: str | None = None,
     sort: tuple[str, int] = ("nextRunAt", 1),
+    enough: int | None = None,
 ) -> Page:
     """Return a page of the records that *filters* select.
 
@@ -144,6 +146,7 @@ def get_tasks(
         skip: Records to pass over, up to `MAX_SKIP`.
         after: `next` of the page before, with the same sort; for deep pages. None: from the start.
         sort: One of `SORTABLE`, and 1 (ascending, null first) or -1.
+        enough: Count up to so many, and for moments: a total of *enough* means that there may be more. None: count all.
 
     Raises:
         UnknownTaskError: A named task does not exist; the message lists the known ones.
@@ -156,7 +159,7 @@ def get_tasks(
     order, most, first = _order(sort), _limit(limit), _skip(skip)
     key = None if after is None else _decoded(after, order)
     selection = select(runtime, filters)
-    total = _count(runtime, selection)
+    total = _count(runtime, selection) if enough is None else _count_up_to(enough, runtime, selection)
     _refuse_long_sort(selection, order, total)
     ranked = _ranked(runtime, selection, order, key, first + most + 1)
     shown_places = ranked[first : first + most]
@@ -199,6 +202,21 @@ def _count(runtime: Runtime, selection: Selection) -> int:
         for part in selection.parts
         for among in _batches(runtime, selection, part)
     )
+
+
+def _count_up_to(enough: int, runtime: Runtime, selection: Selection) -> int:
+    """Return how many there are, *enough* where that are more, or where it cannot be told within moments."""
+    if selection.source is not None:
+        return min(_count(runtime, selection), enough)
+    counted = 0
+    for part in selection.parts:
+        try:
+            counted += queries.count(part.records, part.wanted, at_most=enough, time_limit_ms=_MOMENTS_MS)
+        except StoreBusyError:
+            return enough
+        if counted >= enough:
+            return enough
+    return counted
 
 
 def _batches(runtime: Runtime, selection: Selection, part: Part) -> Iterator[list[dict[str, Any]] | None]:

@@ -96,13 +96,20 @@ class Status:
     """Names of the workers that answered; None: nobody asked, or the broker did not answer."""
 
 
-def read_status(runtime: Runtime, *, group: str = "default", workers: tuple[str, ...] | None = None) -> Status:
+def read_status(
+    runtime: Runtime,
+    *,
+    group: str = "default",
+    workers: tuple[str, ...] | None = None,
+    enough: int | None = None,
+) -> Status:
     """Read the state of the system.
 
     Args:
         runtime: The app's parts.
         group: The planner group.
         workers: The workers that answered the caller, None if unknown.
+        enough: Count up to so many of a task in a state: that number means that there may be more. None: count all.
 
     Raises:
         StoreUnavailableError: MongoDB does not answer; nothing is known.
@@ -116,7 +123,7 @@ def read_status(runtime: Runtime, *, group: str = "default", workers: tuple[str,
         group=group,
         leader=_leader(queries.leading(globals_, group), runtime.settings.leader_ttl),
         positions=tuple(position for position in positions if position is not None),
-        tasks=tuple(_task(runtime, task, controls[task.name]) for task in runtime.registry),
+        tasks=tuple(_task(runtime, task, controls[task.name], enough or 0) for task in runtime.registry),
         reconciliations=reconciling.under_way(runtime, group=group),
         planning_failures=queries.count_unplanned(globals_),
         first_failures=tuple(unplanned.find(globals_, limit=_FIRST_FAILURES)),
@@ -157,7 +164,7 @@ def _position(planned: queries.Planned | None) -> PositionStatus | None:
     return PositionStatus(planned.database, at, _span(planned.now, at))
 
 
-def _task(runtime: Runtime, task: ReactiveTask, stored: definitions.Controls) -> TaskStatus:
+def _task(runtime: Runtime, task: ReactiveTask, stored: definitions.Controls, at_most: int) -> TaskStatus:
     records = runtime.connection.records(task)
     oldest = queries.oldest_due(records, task.name)
     texts = (stored.filter_text, stored.projection_text)
@@ -170,7 +177,7 @@ def _task(runtime: Runtime, task: ReactiveTask, stored: definitions.Controls) ->
     return TaskStatus(
         task=task.name,
         namespace=runtime.connection.namespace(task),
-        counts=queries.count_by_state(records, task.name),
+        counts=queries.count_by_state(records, task.name, at_most=at_most),
         oldest_wait=None if oldest is None or oldest[0] > oldest[1] else _span(oldest[1], oldest[0]),
         paused=stored.paused,
         throttled_until=stored.throttled_until if stored.is_throttled else None,

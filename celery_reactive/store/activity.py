@@ -138,5 +138,11 @@ def watched_values(source: Documents, projection: Projection, doc_id: Any) -> di
     return None if document is None else document.get("w", {})
 
 
+@translated
+def estimated(records: Documents) -> int:
+    """Return about how many records a collection holds, as the server keeps it, without counting."""
+    return records.estimated_document_count(maxTimeMS=TIME_LIMIT_MS)
+
+
 def _span(milliseconds: float | None) -> timedelta | None:
     return None if milliseconds is None else max(timedelta(milliseconds=milliseconds), timedelta(0))

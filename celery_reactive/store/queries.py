@@ -148,14 +148,14 @@ class Planned:
 
 
 @translated
-def count_by_state(records: Documents, task: str) -> dict[RecordState, int]:
-    """Return how many records of *task* are in each state."""
-    return {state: count_in_state(records, task, state) for state in RecordState}
+def count_by_state(records: Documents, task: str, *, at_most: int = 0) -> dict[RecordState, int]:
+    """Return how many records of *task* are in each state, each counted up to *at_most*; 0: all are counted."""
+    return {state: count_in_state(records, task, state, at_most=at_most) for state in RecordState}
 
 
 @translated
-def count_in_state(records: Documents, task: str, state: RecordState) -> int:
-    """Return how many records of *task* are in *state*.
+def count_in_state(records: Documents, task: str, state: RecordState, *, at_most: int = 0) -> int:
+    """Return how many records of *task* are in *state*, counted up to *at_most*; 0: all are counted.
 
     The command `count` reads the keys of a range of `reactive_next_run`; an aggregation takes three times as long.
 
@@ -166,7 +166,7 @@ def count_in_state(records: Documents, task: str, state: RecordState) -> int:
     count: dict[str, Any] = {"count": records.name, "query": {"task": task, "status": state.value}}
     if concern := records.read_concern.document:
         count["readConcern"] = concern
-    limited = {**count, "maxTimeMS": TIME_LIMIT_MS}
+    limited = {**count, "limit": at_most, "maxTimeMS": TIME_LIMIT_MS}
     reply = records.database.command(limited, read_preference=records.read_preference)
     return int(reply["n"])
 
@@ -189,8 +189,17 @@ def oldest_due(records: Documents, task: str) -> tuple[datetime, datetime] | Non
 
 
 @translated
-def count(records: Documents, wanted: Wanted, *, among: Sequence[Mapping[str, Any]] | None = None) -> int:
+def count(
+    records: Documents,
+    wanted: Wanted,
+    *,
+    among: Sequence[Mapping[str, Any]] | None = None,
+    at_most: int = 0,
+    time_limit_ms: int = TIME_LIMIT_MS,
+) -> int:
     """Return how many records are *wanted*, of those with the `_id`s *among* if these are given.
+
+    With *at_most* no range of the index is counted further than that; 0: all are counted.
 
     Raises:
         StoreBusyError: Not counted within the time limit.
@@ -198,8 +207,9 @@ def count(records: Documents, wanted: Wanted, *, among: Sequence[Mapping[str, An
         StatementFailedError: The document id or the pattern cannot be sent, or the server refuses it.
     """
     if among is None and wanted.is_counted_by_index:
-        return sum(count_in_state(records, *pair) for pair in itertools.product(wanted.tasks, wanted.states))
-    return records.count_documents(_narrowed(wanted, among), maxTimeMS=TIME_LIMIT_MS)
+        pairs = itertools.product(wanted.tasks, wanted.states)
+        return sum(count_in_state(records, *pair, at_most=at_most) for pair in pairs)
+    return records.count_documents(_narrowed(wanted, among), maxTimeMS=time_limit_ms)
 
 
 @translated
