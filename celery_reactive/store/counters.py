@@ -202,16 +202,16 @@ def read(globals_: Globals, *, preference: str) -> Totals:
 
 
 @translated
-def _read(globals_: Globals, source: Globals) -> Totals:
+def _read(globals_: Globals, member: Globals) -> Totals:
     with globals_.database.client.start_session(causal_consistency=True) as session:
         # What is read from a secondary after this is not older than what the primary has now.
         globals_.database.command("ping", session=session)
         for _ in range(_READINGS):
-            before = source.find_one({"_id": _RETIRED}, session=session)
+            before = member.find_one({"_id": _RETIRED}, session=session)
             totals = Totals.from_entries((before or {}).get("entries", []))
-            for one in source.find(_LIVE, projection=["entries"], session=session):
+            for one in member.find(_LIVE, projection=["entries"], session=session):
                 totals = totals.plus(Totals.from_entries(one["entries"]))
-            after = source.find_one({"_id": _RETIRED}, projection=["rounds"], session=session)
+            after = member.find_one({"_id": _RETIRED}, projection=["rounds"], session=session)
             if (before or {}).get("rounds") == (after or {}).get("rounds"):
                 return totals
     raise StoreBusyError("counters were being moved all the while")
