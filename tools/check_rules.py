@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-RULES = (*range(1, 51), 55, 65, 66, 68)
+RULES = (*range(1, 54), 55, 65, 66, 67, 68)
 UNTESTED: frozenset[int] = frozenset()
 """Rules that no test names yet. The set can only shrink."""
 IN_A_DOCSTRING = re.compile(r"\bB-(\d+)\b")

@@ -17,6 +17,8 @@ from celery_reactive import RetryPolicy
 from celery_reactive.core.duration import format_duration
 from celery_reactive.core.policies import CleanupPolicy, Evolution
 from celery_reactive.events import EVENTS
+from celery_reactive.management.doctor.examine import ailments
+from celery_reactive.management.doctor.finding import Severity
 from celery_reactive.metrics.catalogue import METRICS
 from celery_reactive.settings import Settings
 
@@ -176,7 +178,16 @@ def table(heading: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def doctor() -> str:
+    """What `doctor` can find, the worst first, with what to do."""
+    severities = list(Severity)
+    known = sorted(ailments().values(), key=lambda one: severities.index(one.severity))
+    rows = [f"| `{one.code}` | {one.severity} | {one.remedy} |" for one in known]
+    return "\n".join(["| code | severity | what to do |", "|---|---|---|", *rows])
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "doctor": doctor,
     "metrics": metrics,
     "waits": waits,
     "settings": settings,
