@@ -867,7 +867,7 @@ class Reactive:
             from celery_reactive.dashboard.site import Source  # noqa: PLC0415 -- an extra
         except ModuleNotFoundError as error:
             raise _extra_missing(error) from error
-        return make_application(Source(self._knowing_all_tasks, self._queue_of), options)
+        return make_application(Source(self._knowing_all_tasks, self._queue_of, self.metrics), options)
 
     def dashboard_wsgi(self, **options: Any) -> Any:
         """Return the web dashboard as a WSGI application, for Django, Flask and the like.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -21,6 +21,7 @@ from celery_reactive.dashboard.options import Options
 from celery_reactive.dashboard.pages import Pages
 from celery_reactive.dashboard.site import HERE, Site, Source, refused_by
 from celery_reactive.errors import ReactiveError
+from celery_reactive.metrics.expose import CONTENT_TYPE
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,19 @@ def make_application(source: Source, options: Mapping[str, Any]) -> ASGIApp:
     )
     static = Mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     inner = Starlette(
-        routes=[*Pages(site).routes, *Api(site).routes, static],
+        routes=[*Pages(site).routes, *Api(site).routes, Route("/metrics", _metrics(site)), static],
         exception_handlers=_answers(site),
     )
     return Guard(inner, access, site.refusal)
+
+
+def _metrics(site: Site) -> Callable[[Request], Response]:
+    """Return what answers Prometheus, for whoever may look at the dashboard (B-55)."""
+
+    def answer(_request: Request) -> Response:
+        return Response(site.recent.get("metrics", site.source.metrics), headers={"content-type": CONTENT_TYPE})
+
+    return answer
 
 
 def _answers(site: Site) -> dict[Any, Any]:

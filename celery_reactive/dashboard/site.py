@@ -54,6 +54,14 @@ class Source:
     queue_of: Callable[[ReactiveTask], str | None]
     """Returns the queue that a task's messages go to; None where only the message would tell."""
 
+    metrics: Callable[[], bytes]
+    """Returns the metrics in Prometheus' text format."""
+    schedule: Callable[[], Sequence[ScheduleEntry]]
+    """Returns the entries of Celery beat's schedule."""
+    send_entry: Callable[[str], str]
+    """Sends the task of an entry once, now; returns the id of the message. Raises `ConfigurationError`."""
+    metrics: Callable[[], bytes]
+    """Returns the metrics in Prometheus' text format."""
 
 class Site:
     """What the answers of one dashboard share."""
