@@ -12,6 +12,7 @@ from celery_reactive.core.policies import CleanupPolicy, Evolution
 from celery_reactive.core.retry import RetryPolicy
 from celery_reactive.errors import (
     ConfigurationError,
+    DocumentInvalidError,
     ForeignRecordsError,
     LeaseLostError,
     LockAlreadyAcquiredError,
@@ -34,6 +35,7 @@ __all__ = [
     "Batch",
     "CleanupPolicy",
     "ConfigurationError",
+    "DocumentInvalidError",
     "Evolution",
     "ForeignRecordsError",
     "LeaseLostError",

@@ -64,7 +64,7 @@ def reactive_task(*arguments: Any, **options: Any) -> Callable[[Any], Any]:
         arguments: None: options are given by name.
         options: `collection` (required), `task`, `database`, `filter`, `watch_projection`, `backfill`, `debounce`,
             `debounce_max_wait`, `retry_policy`, `cleanup_policy`, `execution_history_limit`, `evolution`, `chunk`,
-            `batch`, `group`, `priority`, `rate_limit`, `max_concurrency`.
+            `batch`, `group`, `priority`, `rate_limit`, `max_concurrency`, `recheck_interval`, `document_class`.
 
     Returns:
         A decorator that returns the Celery task; its definition is at `task.reactive`.

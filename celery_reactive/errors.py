@@ -12,6 +12,7 @@
   * TermEndedError                a newer leader has been elected; nothing was written
   * LeaseLostError                the claim no longer owns the record; nothing was written
   * TaskConditionFailedError      the document is gone, no longer matches, or has moved on
+  * DocumentInvalidError          the task's `document_class` does not accept the document
   * LockAlreadyAcquiredError      somebody else holds the lock; nothing was done under it
 
 The lowest layer: imported by all others, imports none. Must never carry a connection string in a message.
@@ -155,6 +156,13 @@ class TaskConditionFailedError(ReactiveError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class DocumentInvalidError(ReactiveError):
+    """The task's `document_class` does not accept the document (B-62); its own error is the cause.
+
+    Left uncaught in a handler the record fails without another attempt: only a change of the document can help.
+    """
 
 
 class LockAlreadyAcquiredError(ReactiveError):

@@ -7,9 +7,12 @@ the whole declaration at once.
 from __future__ import annotations
 
 import functools
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from celery_reactive.core.batch import Batch
+from celery_reactive.core.cron import is_schedule, read_schedule
+from celery_reactive.core.duration import parse_duration
 from celery_reactive.core.filters import Filter, compile_filter
 from celery_reactive.core.limits import read_concurrency, read_rate
 from celery_reactive.core.options import Options, read_boolean, read_integer, read_text
@@ -48,12 +51,15 @@ OPTIONS = (
     "priority",
     "rate_limit",
     "max_concurrency",
+    "recheck_interval",
+    "document_class",
     "group",
 )
 """Every option there is. Another is refused by name, so that none is silently ignored."""
 
 T = TypeVar("T")
 
+_LEAST_INTERVAL = timedelta(seconds=1)
 _OF_THE_SERVER = frozenset({"admin", "config", "local"})
 _NOT_IN_A_DATABASE = frozenset('/\\. "$*<>:|?')
 _LONGEST_DATABASE = 63
@@ -94,6 +100,8 @@ def declare(name: str, options: Mapping[str, Any]) -> ReactiveTask:
         ),
         rate_limit=given.read("rate_limit", read_rate, None),
         max_concurrency=given.read("max_concurrency", read_concurrency, None),
+        recheck_interval=given.read("recheck_interval", _read_interval, None),
+        document_class=given.read("document_class", _read_document_class, None),
         group=given.read("group", read_text, DEFAULT_GROUP),
     )
     if task.chunk is not None and task.batch is not None:
@@ -140,6 +148,24 @@ def _read_database(value: object, name: str) -> str:
 
 def _read_batch(value: object) -> Batch | None:
     return None if value is None else Batch.parse(value)
+
+
+def _read_interval(value: object, name: str) -> timedelta | str | None:
+    if value is None:
+        return None
+    if is_schedule(value):
+        read_schedule(str(value), name)
+        return str(value)
+    interval = parse_duration(value, name=name)
+    if interval < _LEAST_INTERVAL:
+        raise ConfigurationError(name, [f"expected at least 1 s, got {shown(value)}"])
+    return interval
+
+
+def _read_document_class(value: object, name: str) -> Callable[[dict[str, Any]], Any] | None:
+    if value is None or callable(value):
+        return value
+    raise ConfigurationError(name, [f"expected a Pydantic model or a callable, got {shown(value)}"])
 
 
 def _read_chunk(value: object, name: str) -> int | Literal["auto"] | None:

@@ -6,8 +6,9 @@ Made by the declaration; read by everybody. Holds no function: which code runs i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from celery_reactive.core.batch import Batch
 from celery_reactive.core.duration import format_duration
@@ -58,6 +59,10 @@ class ReactiveTask:
     """How many runs may start in a period, cluster-wide; None: no limit (B-58)."""
     max_concurrency: int | None = None
     """How many runs there may be at a time, cluster-wide; None: no limit (B-58)."""
+    recheck_interval: timedelta | str | None = None
+    """How often all documents are looked at again, because the filter depends on time; `CRON …` or a length (B-59)."""
+    document_class: Callable[[dict[str, Any]], Any] | None = None
+    """What `get_document` makes of a document: a Pydantic model, or anything that can be called with it (B-62)."""
     group: str = DEFAULT_GROUP
     """The planner group that plans it (B-65)."""
 

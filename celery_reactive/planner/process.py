@@ -32,6 +32,7 @@ from celery_reactive.planner.evolve import Evolver
 from celery_reactive.planner.patience import persist
 from celery_reactive.planner.plan import PlannedTask, Planning
 from celery_reactive.planner.publish import Publisher
+from celery_reactive.planner.recheck import Rechecker
 from celery_reactive.planner.reconcile import Reconciler
 from celery_reactive.planner.rescue import Rescuer
 from celery_reactive.planner.watch import Watcher
@@ -218,6 +219,9 @@ def _lead(
             needed.set()
 
     want_reconciliation()
+    rechecker = Rechecker(runtime, planned, on_wanted=want_reconciliation, ended=ending)
+    if rechecker.is_needed:
+        stages.append(("recheck", rechecker.step))
     for database in databases:
         own = [task for task in planned if _database_of(runtime, task) == database]
         planning = Planning(runtime, own)

@@ -60,6 +60,8 @@ class Controls:
     past: tuple[tuple[int, str], ...] = ()
     """Earlier generations that are known, each with its projection."""
     reconciled_at: datetime | None = None
+    read_at: datetime | None = None
+    """By the server's clock; None: nothing is stored."""
     """When every document had last been looked at."""
     overrides: Overrides = dataclasses.field(default_factory=Overrides)
     """Limits and priority that were set by hand."""
@@ -161,6 +163,7 @@ def _controls(task: str, stored: Mapping[str, Any]) -> Controls:
         scanned_filter=stored.get("scannedFilter") or "",
         past=tuple((int(past["gen"]), past["projection"]) for past in stored.get("past") or []),
         reconciled_at=stored.get("reconciledAt"),
+        read_at=stored.get("now"),
         overrides=_overrides(stored.get("limits") or {}),
     )
 

@@ -37,7 +37,13 @@ from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreUnavailableError
 from celery_reactive.worker.batch import outcomes_of_error
 from celery_reactive.worker.context import TaskContext
-from celery_reactive.worker.execute import confirm_completion, execute, outcome_of_error, outcome_of_return
+from celery_reactive.worker.execute import (
+    confirm_completion,
+    execute,
+    outcome_of_error,
+    outcome_of_return,
+    without_retry,
+)
 from celery_reactive.worker.monitors import Told, own_request, run_of_record, still_true
 from celery_reactive.worker.run import Run
 
@@ -335,10 +341,10 @@ class ReactiveMixin(Task):
             case Reject(requeue=True):
                 return error, outcome_of_error(run, error, retry_in=timedelta(0))
             case Reject():
-                return error, _without_retry(outcome_of_error(run, error))
+                return error, without_retry(outcome_of_error(run, error))
             case _:
                 outcome = outcome_of_error(run, error)
-                return error, _without_retry(outcome) if run.given_up else outcome
+                return error, without_retry(outcome) if run.given_up else outcome
 
     def _wait_asked_for(self, run: Run, when: float | datetime | None) -> timedelta | None:
         """Return the wait that Celery's `retry` asked for, at most a century; None: the policy's."""
@@ -408,11 +414,6 @@ def _call_through(caller: Callable[..., Any], call: Callable[[], None], context:
     caller(noted, context)
     if raised:
         raise raised[-1]
-
-
-def _without_retry(outcome: Outcome) -> Outcome:
-    """A failed attempt that is to be the last, whatever the policy says."""
-    return Exhausted(outcome.error, outcome.duration) if isinstance(outcome, Errored) else outcome
 
 
 def _plain(cause: BaseException | None) -> BaseException | None:

@@ -14,6 +14,7 @@ from celery_reactive.core.outcome import Completed, Deferred, Overtaken
 from celery_reactive.core.suggest import shown
 from celery_reactive.errors import (
     ConfigurationError,
+    DocumentInvalidError,
     LeaseLostError,
     ReactiveError,
     TaskConditionFailedError,
@@ -98,7 +99,7 @@ class TaskContext:
         max_time_ms: int | None = None,
         comment: Any = None,
         hint: Any = None,
-    ) -> dict[str, Any]:
+    ) -> Any:
         """Read the document from the primary, and check that it is still the one this run is for (B-32).
 
         Args:
@@ -108,9 +109,14 @@ class TaskContext:
             comment: Comment of the statement, for the server's logs.
             hint: Index to use.
 
+        Returns:
+            The document as a dict, or what the task's `document_class` makes of it (B-62).
+
         Raises:
             TaskConditionFailedError: The document is gone, no longer matches the filter, or its watched
                 values have moved on. Left uncaught it ends the run as skipped; the newer state gets its own run.
+            DocumentInvalidError: The task's `document_class` does not accept the document. Left uncaught it fails the
+                record without another attempt.
             ConfigurationError: *projection* is neither a dict nor a list of fields.
             StoreUnavailableError: MongoDB did not answer.
             StatementFailedError: The server refuses the projection or an option.
@@ -119,7 +125,7 @@ class TaskContext:
         is_plain = all(option is None for option in (projection, session, max_time_ms, comment, hint))
         if is_plain and run.ahead is not None and (document := run.ahead.document(run)) is not None:
             run.document_checked = True
-            return document
+            return _made(run, document)
         connection = run.runtime.connection
         client = session.client if session is not None else connection.client
         source = connection.documents(run.task, client=client)
@@ -139,7 +145,7 @@ class TaskContext:
         match result:
             case Read(document=document):
                 run.document_checked = True
-                return document
+                return _made(run, document)
             case Gone():
                 run.gone = True
                 raise TaskConditionFailedError("the document was deleted")
@@ -259,6 +265,18 @@ class TaskContext:
             return in_utc(until)
         delay: timedelta = parse_duration(until, name="delay")
         return self._run.server_time() + delay
+
+
+def _made(run: Run, document: dict[str, Any]) -> Any:
+    """Return what the task's `document_class` makes of *document*."""
+    wanted = run.task.document_class
+    if wanted is None:
+        return document
+    make = getattr(wanted, "model_validate", wanted)
+    try:
+        return make(document)
+    except Exception as error:
+        raise DocumentInvalidError(f"{run.claim.key}: {error}") from error
 
 
 def _as_mapping(projection: object) -> Mapping[str, Any] | None:

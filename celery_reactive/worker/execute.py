@@ -11,10 +11,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, assert_never
 
 from celery_reactive.core.message import Named
-from celery_reactive.core.outcome import Completed, Deferred, GivenBack, Outcome, Overtaken, Skipped
+from celery_reactive.core.outcome import Completed, Deferred, Errored, Exhausted, GivenBack, Outcome, Overtaken, Skipped
 from celery_reactive.core.record import Claim, RecordKey
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import (
+    DocumentInvalidError,
     ReactiveError,
     StatementFailedError,
     StoreUnavailableError,
@@ -373,4 +374,10 @@ def outcome_of_error(run: Run, error: BaseException, *, retry_in: timedelta | No
         return failed_attempt(run, run.failure)
     if isinstance(error, TaskConditionFailedError):
         return Skipped(str(error), run.took, gone=run.gone, left=run.left, generation=run.generation)
-    return failed_attempt(run, error, retry_in=retry_in)
+    outcome = failed_attempt(run, error, retry_in=retry_in)
+    return without_retry(outcome) if isinstance(error, DocumentInvalidError) else outcome
+
+
+def without_retry(outcome: Outcome) -> Outcome:
+    """A failed attempt that is to be the last, whatever the policy says."""
+    return Exhausted(outcome.error, outcome.duration) if isinstance(outcome, Errored) else outcome

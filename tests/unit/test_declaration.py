@@ -155,6 +155,10 @@ def test_the_definition_is_readable() -> None:
             "evolution: on_handler_version_change: expected one of 'none', 'reprocess_failed', 'reprocess_all'",
         ),
         ("evolution", {"reconcileOnTriggerChange": "no"}, "evolution: reconcile_on_trigger_change: expected True"),
+        ("recheck_interval", "0.5s", "recheck_interval: expected at least 1 s"),
+        ("recheck_interval", "CRON x", "recheck_interval: "),
+        ("recheck_interval", [], "recheck_interval: "),
+        ("document_class", "Order", "document_class: expected a Pydantic model or a callable"),
         ("batch", 0, "batch: size: expected an integer from 1 to 1000, got 0"),
         ("batch", (5, "x"), "batch: wait: "),
         ("batch", "5", "batch: expected a size, (size, wait) or a dict, got '5'"),
@@ -208,7 +212,7 @@ def test_an_unknown_option_is_refused_with_a_suggestion(unknown: str, suggestion
 
 @pytest.mark.parametrize(
     "option",
-    ["document_class", "loop_guard", "on_delete", "recheck_interval", "track_changes"],
+    ["loop_guard", "on_delete", "track_changes"],
 )
 def test_an_option_that_does_nothing_is_no_option(option: str) -> None:
     """B-2: nothing is silently ignored."""
