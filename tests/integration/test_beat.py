@@ -162,10 +162,13 @@ def test_an_entry_that_is_gone_is_forgotten(make_app: MakeApp) -> None:
     app = make_app(hourly=every(3600))
     scheduler(app)
     let_pass(app, timedelta(hours=2))
+    globals_ = Reactive.of(app).runtime.connection.globals()
+    globals_.insert_one({"_id": {"k": "task", "t": "sync"}})
     scheduler(make_app(another=every(3600)))
     again = make_app(hourly=every(3600))
     tick(scheduler(again))
     assert again.sent == []
+    assert globals_.count_documents({"_id.k": "task"}) == 1
 
 
 class Own(Scheduler):  # type: ignore[misc]  # Celery carries no types

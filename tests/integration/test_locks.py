@@ -179,5 +179,7 @@ def test_locks_of_the_long_gone_are_forgotten(reactive: Reactive) -> None:
         locks.acquire(globals_, key, "gone/1", timedelta(seconds=1))
     old = [{"$set": {"until": {"$subtract": ["$$NOW", 25 * 3600 * 1000]}}}]
     globals_.update_one({"_id.l": "old"}, old)
+    globals_.insert_one({"_id": {"k": "task", "t": "sync"}})
     assert locks.forget_expired(globals_) == 1
     assert [lock["_id"]["l"] for lock in stored(reactive)] == ["new"]
+    assert globals_.count_documents({"_id.k": "task"}) == 1

@@ -279,8 +279,11 @@ def test_operations_are_listed_the_newest_first_and_forgotten_after_a_week(react
     globals_ = reactive.runtime.connection.globals()
     old = {"$subtract": ["$$NOW", 8 * 24 * 3600 * 1000]}
     globals_.update_many({"_id.k": "operation"}, [{"$set": {"endedAt": {"$cond": ["$endedAt", old, "$endedAt"]}}}])
+    run(reactive, reactive.operation(ids[1]))
+    globals_.insert_one({"_id": {"k": "task", "t": "sync"}})
     newest = reactive.start_operation("retry", task="sync").id
     assert {one.id for one in reactive.operations()} == {*ids[1:], newest}
+    assert globals_.count_documents({"_id.k": "task"}) == 1
 
 
 def test_what_an_operation_changed_is_told_as_an_event(reactive: Reactive, sync: Bench) -> None:
