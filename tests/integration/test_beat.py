@@ -227,3 +227,11 @@ def test_entries_are_listed_and_sent_by_hand(make_app: MakeApp, typed: Callable[
     assert wrong.exit_code == 1
     assert "did you mean 'hourly'" in wrong.stderr
     assert '"due_in": 3' in typed(app, "list", "--json").stdout
+
+
+def test_nothing_but_entries_is_forgotten(make_app: MakeApp) -> None:
+    """B-67: what else the globals hold stays."""
+    globals_ = Reactive.of(make_app()).runtime.connection.globals()
+    globals_.insert_many([{"_id": {"k": "task", "t": "x"}}, {"_id": {"k": "worker", "n": "celery@one"}}])
+    assert beats.forget_others(globals_, {"hourly"}) == 0
+    assert globals_.count_documents({}) == 2
