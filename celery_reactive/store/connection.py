@@ -44,6 +44,9 @@ class Connection:
         self._lock = threading.Lock()
         self._client: MongoClient[Document] | None = None
         self._pid = 0
+        self._default_database: str | None = None
+        self._collections: dict[tuple[str | None, str], Collection[Document]] = {}
+        """Of this process's client; making one takes longer than sending a statement's bytes."""
 
     @property
     def client(self) -> MongoClient[Document]:
@@ -51,6 +54,7 @@ class Connection:
         if self._client is None or self._pid != os.getpid():
             with self._lock:
                 if self._client is None or self._pid != os.getpid():
+                    self._collections = {}
                     self._client, self._pid = self._connect(), os.getpid()
         return self._client
 
@@ -112,11 +116,14 @@ class Connection:
     @property
     def default_database(self) -> str:
         """Name of the default database: the setting's, the connection string's, else `test`."""
-        return self._settings.database or self.client.get_default_database(default="test").name
+        if self._default_database is None:
+            named = self._settings.database
+            self._default_database = named or self.client.get_default_database(default="test").name
+        return self._default_database
 
     def source(self, task: ReactiveTask) -> Collection[Document]:
         """Return the collection that *task* watches."""
-        return self.database(task.database)[task.collection]
+        return self._collection(task.database, task.collection)
 
     def documents(self, task: ReactiveTask, *, client: MongoClient[Document] | None = None) -> Collection[Document]:
         """Return the watched collection, of *client* if one is given, decoding as that client says (B-31)."""
@@ -129,13 +136,21 @@ class Connection:
 
     def records(self, task: ReactiveTask, *, client: MongoClient[Document] | None = None) -> Collection[Document]:
         """Return the records collection of *task* (B-4), of *client* if one is given."""
-        return self._database_of(client or self.client, task.database)[
-            f"{task.collection}{self._settings.records_suffix}"
-        ]
+        name = f"{task.collection}{self._settings.records_suffix}"
+        if client is None:
+            return self._collection(task.database, name)
+        return self._database_of(client, task.database)[name]
 
     def globals(self) -> Collection[Document]:
         """Return the collection of leadership, positions, definitions and controls."""
-        return self.database()[self._settings.globals_collection]
+        return self._collection(None, self._settings.globals_collection)
+
+    def _collection(self, database: str | None, name: str) -> Collection[Document]:
+        client, collections = self.client, self._collections
+        known = collections.get((database, name))
+        if known is None:
+            known = collections[database, name] = self._database_of(client, database)[name]
+        return known
 
     def namespace(self, task: ReactiveTask) -> str:
         """Return `database.collection` of what *task* watches."""
