@@ -19,8 +19,9 @@ from prometheus_client import CollectorRegistry
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.duration import Duration
 from celery_reactive.core.registry import Registry
-from celery_reactive.core.suggest import shown
+from celery_reactive.core.suggest import listed, shown
 from celery_reactive.core.task import DEFAULT_GROUP, ReactiveTask
+from celery_reactive.dashboard.schedule import ScheduleEntry
 from celery_reactive.errors import ConfigurationError, ReactiveError
 from celery_reactive.events import Event
 from celery_reactive.management import by_hand, cleanup, controls, listing, operations, reconciling
@@ -867,7 +868,48 @@ class Reactive:
             from celery_reactive.dashboard.site import Source  # noqa: PLC0415 -- an extra
         except ModuleNotFoundError as error:
             raise _extra_missing(error) from error
-        return make_application(Source(self._knowing_all_tasks, self._queue_of, self.metrics), options)
+        source = Source(self._knowing_all_tasks, self._queue_of, self.metrics, self._schedule, self._send_entry)
+        return make_application(source, options)
+
+    def _schedule(self) -> list[ScheduleEntry]:
+        """Return the entries of Celery beat's schedule."""
+        from celery_reactive.planner.beat import scheduler_of  # noqa: PLC0415 -- workers need no planner
+
+        entries = []
+        for name, entry in scheduler_of(self._app, self._knowing_all_tasks()).schedule.items():
+            is_due, seconds = entry.is_due()
+            entries.append(
+                ScheduleEntry(
+                    name=name,
+                    task=entry.task,
+                    schedule=str(entry.schedule).strip("<>"),
+                    last_run_at=entry.last_run_at if entry.total_run_count else None,
+                    runs=entry.total_run_count,
+                    due_in=timedelta(0) if is_due else timedelta(seconds=round(seconds)),
+                )
+            )
+        return entries
+
+    def _send_entry(self, name: str) -> str:
+        """Send the task of an entry of the schedule once, now; return the id of the message.
+
+        Raises:
+            ConfigurationError: There is no such entry.
+            ReactiveError: It could not be sent: the broker does not answer, or the task refuses its arguments.
+        """
+        from celery.beat import SchedulingError  # noqa: PLC0415 -- workers need no planner
+
+        from celery_reactive.planner.beat import scheduler_of  # noqa: PLC0415 -- workers need no planner
+
+        scheduler = scheduler_of(self._app, self._knowing_all_tasks())
+        entry = scheduler.schedule.get(name)
+        if entry is None:
+            raise ConfigurationError("entry", [f"expected one of {listed(sorted(scheduler.schedule))}, got {name!r}"])
+        try:
+            sent = scheduler.apply_async(entry, advance=False)
+        except (SchedulingError, OSError) as error:
+            raise ReactiveError(f"{name} could not be sent: {error}") from error
+        return str(sent.id)
 
     def dashboard_wsgi(self, **options: Any) -> Any:
         """Return the web dashboard as a WSGI application, for Django, Flask and the like.

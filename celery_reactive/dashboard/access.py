@@ -38,6 +38,7 @@ class Action(StrEnum):
     RECONCILE = "reconcile"
     LIMIT = "limit"
     CANCEL = "cancel"
+    SEND = "send"
 
 
 USER = "celery_reactive.user"

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import re
 import threading
+from collections.abc import Callable
 from typing import assert_never
 
 from celery_reactive.core.duration import parse_duration
@@ -67,6 +68,8 @@ def fields_of(action: Action) -> tuple[str, ...]:
             return ("task", *LIMITS)
         case Action.CANCEL:
             return ("operation",)
+        case Action.SEND:
+            return ("entry",)
         case Action.PAUSE | Action.RESUME | Action.RECONCILE:
             return ("task",)
         case _:
@@ -97,22 +100,33 @@ def preview(runtime: Runtime, target: Target) -> Preview:
     return Preview(count, tuple(sample))
 
 
-def perform(runtime: Runtime, action: Action, fields: Fields, *, by: str) -> Done:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hands:
+    """Who acts, and with what."""
+
+    runtime: Runtime
+    by: str
+    """Who asks, for people."""
+    send_entry: Callable[[str], str]
+    """Sends an entry of the schedule; returns the id of the message."""
+
+
+def perform(hands: Hands, action: Action, fields: Fields) -> Done:
     """Do it.
 
     Args:
-        runtime: The app's parts.
+        hands: Who acts.
         action: What, allowed already.
         fields: On what.
-        by: Who asks, for people.
 
     Raises:
         RefusedError: The fields do not say what on.
         ReactiveError: What management raises.
     """
+    runtime = hands.runtime
     match action:
         case Action.RETRY | Action.DISCARD:
-            return _change(runtime, action, Target.read(fields), by)
+            return _change(runtime, action, Target.read(fields), hands.by)
         case Action.TRIGGER:
             return _trigger(runtime, required(fields, "task"), required(fields, "doc_id"))
         case Action.PAUSE:
@@ -130,6 +144,9 @@ def perform(runtime: Runtime, action: Action, fields: Fields, *, by: str) -> Don
             return Done(f"the leading planner compares every document of {task} with its record")
         case Action.LIMIT:
             return _limit(runtime, required(fields, "task"), fields)
+        case Action.SEND:
+            sent = hands.send_entry(entry := required(fields, "entry"))
+            return Done(f"{entry} is sent, id {sent}")
         case Action.CANCEL:
             was_running = operations.cancel(runtime, required(fields, "operation"))
             return Done("the operation stops; what it has changed stays changed" if was_running else "it had ended")

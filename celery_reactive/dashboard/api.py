@@ -46,6 +46,7 @@ class Api:
             Route(f"{base}/errors", self.errors),
             Route(f"{base}/failures", self.failures),
             Route(f"{base}/operations", self.operations),
+            Route(f"{base}/schedule", self.schedule),
             Route(f"{base}/preview", self.preview, methods=["POST"]),
             *(Route(f"{base}/{action}", self._doing(action), methods=["POST"]) for action in Action),
         ]
@@ -113,6 +114,11 @@ class Api:
         limit = asked.number("limit", default=50, least=1, most=operations.MAX_LISTED)
         found = operations.find(self._site.runtime, limit=limit)
         return JSONResponse({"items": [plain.operation(one, self._site.redaction) for one in found]})
+
+    def schedule(self, request: Request) -> Response:
+        """Return the entries of Celery beat's schedule."""
+        _asked(request, ())
+        return JSONResponse({"items": [plain.schedule_entry(one) for one in self._site.source.schedule()]})
 
     def preview(self, request: Request) -> Response:
         """Return what `retry` or `discard` with the same body would touch; nothing is changed."""

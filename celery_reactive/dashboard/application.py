@@ -71,7 +71,9 @@ def _answers(site: Site) -> dict[Any, Any]:
     def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, ReactiveError)  # noqa: S101 -- registered so below
         logger.warning("the dashboard could not answer", extra={"path": request.url.path, "error": str(error)})
-        return site.refusal(request, refused_by(error))
+        refused = refused_by(error)
+        refused.reason = site.redaction.text(refused.reason)
+        return site.refusal(request, refused)
 
     def not_there(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 -- registered so below

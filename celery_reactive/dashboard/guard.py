@@ -91,7 +91,7 @@ class Guard:
 def is_api(request: Request) -> bool:
     """Whether a program asks, rather than a person."""
     path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    return path.startswith(API) or path == "/openapi.json"
+    return path.startswith(API) or path in {"/openapi.json", "/metrics"}
 
 
 def _refuse_other_sites(request: Request) -> None:

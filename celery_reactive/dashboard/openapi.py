@@ -44,6 +44,7 @@ _FIELDS: Mapping[str, tuple[str, Schema]] = {
     "rate": ('Most starts in a period, as `"100/m"`; or `unlimited`, or `declared`.', _TEXT),
     "concurrency": ("Most runs at a time; or `unlimited`, or `declared`.", _TEXT),
     "priority": ("Of its messages, 0 to 9, 9 most urgent; or `declared`.", _TEXT),
+    "entry": ("Name of an entry of Celery beat's schedule.", _TEXT),
     "operation": ("Id of an operation.", _TEXT),
     "sort": ("Field to sort by; a minus before it: descending.", {"type": "string", "enum": _SORTS}),
     "limit": (
@@ -67,6 +68,7 @@ _SUMMARIES: Mapping[Action, str] = {
     Action.THROTTLE: "Start no run of a task until a time.",
     Action.RECONCILE: "Have every document of a task compared with its record.",
     Action.LIMIT: "Set limits and priority of a task, instead of what it declares.",
+    Action.SEND: "Send the task of an entry of the schedule once, now.",
     Action.CANCEL: "Stop an operation after the page it works at.",
 }
 
@@ -104,6 +106,7 @@ def document(*, root: str) -> dict[str, Any]:
             f"{BASE}/failures": _reading(
                 "failures", "Documents that could not be planned.", ("task", "limit"), "Failures"
             ),
+            f"{BASE}/schedule": _reading("schedule", "Entries of Celery beat's schedule.", (), "Schedule"),
             f"{BASE}/operations": _reading("operations", "Bulk work of the last week.", ("limit",), "Operations"),
             f"{BASE}/preview": _changing(
                 "preview", "What retry or discard with the same body would touch.", selecting.TARGETS, "Preview"
@@ -234,6 +237,17 @@ def _schemas() -> dict[str, Schema]:
                 "first_at": _TIME,
                 "last_at": _TIME,
                 "sample": {"type": "string"},
+            }
+        ),
+        "Schedule": _object({"items": _list("ScheduleEntry")}),
+        "ScheduleEntry": _object(
+            {
+                "name": {"type": "string"},
+                "task": {"type": "string"},
+                "schedule": {"type": "string"},
+                "last_run_at": _TIME,
+                "runs": _NUMBER,
+                "due_in_seconds": _SECONDS,
             }
         ),
         "Operations": _object({"items": _list("Operation")}),

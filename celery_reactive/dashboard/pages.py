@@ -59,6 +59,7 @@ class Pages:
             Route("/errors", self.errors),
             Route("/planner", self.planner),
             Route("/operations", self.operations),
+            Route("/schedule", self.schedule),
             Route("/find", self.find),
             Route("/confirm/{action}", self.confirm),
             Route("/actions/{action}", self.act, methods=["POST"]),
@@ -185,6 +186,12 @@ class Pages:
             request, "operations.html", reconciliations=under_way, operations=found, most=_MOST_OPERATIONS
         )
 
+    def schedule(self, request: Request) -> Response:
+        """Show the entries of Celery beat's schedule, which a leading planner with `--beat` runs."""
+        Parameters.of_query(request.scope["query_string"], ())
+        entries = sorted(self._site.source.schedule(), key=lambda entry: entry.due_in)
+        return self._page(request, "schedule.html", entries=entries)
+
     def find(self, request: Request) -> Response:
         """Lead from what was typed into the search field to the records of that document."""
         asked = Parameters.of_query(request.scope["query_string"], ("doc_id",), drop_empty=True)
@@ -212,6 +219,9 @@ class Pages:
             operation = operations.get(self._site.runtime, required(asked, "operation"))
             fields = [("operation", operation.id)]
             return self._page(request, "confirm.html", action=action, fields=fields, preview=None, of=operation.action)
+        if action is Action.SEND:
+            fields = [("entry", entry := required(asked, "entry"))]
+            return self._page(request, "confirm.html", action=action, fields=fields, preview=None, of=entry)
         task = self._site.runtime.registry.get(required(asked, "task")).name
         fields = [("task", task)]
         if action is Action.TRIGGER and (doc_id := asked.text("doc_id")) is not None:

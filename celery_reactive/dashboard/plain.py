@@ -13,6 +13,7 @@ from typing import Any
 from celery_reactive.core.record import id_to_text
 from celery_reactive.dashboard.actions import Done
 from celery_reactive.dashboard.redaction import Redaction
+from celery_reactive.dashboard.schedule import ScheduleEntry
 from celery_reactive.management.activity import Activity
 from celery_reactive.management.error_groups import ErrorGroups
 from celery_reactive.management.explain import Explanation
@@ -178,6 +179,18 @@ def operation(one: Operation, redaction: Redaction) -> dict[str, Any]:
         "updated_at": _time(one.updated_at),
         "ended_at": _time(one.ended_at),
         "is_stalled": one.is_stalled,
+    }
+
+
+def schedule_entry(one: ScheduleEntry) -> dict[str, Any]:
+    """Return an entry of the schedule."""
+    return {
+        "name": one.name,
+        "task": one.task,
+        "schedule": one.schedule,
+        "last_run_at": _time(one.last_run_at),
+        "runs": one.runs,
+        "due_in_seconds": _seconds(one.due_in),
     }
 
 

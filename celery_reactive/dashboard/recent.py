@@ -81,8 +81,9 @@ class Recent:
     def _find_out(self, key: Hashable, make: Callable[[], Any]) -> None:
         try:
             self.get(key, make)
-        except ReactiveError:
-            logger.warning("the dashboard could not find something out", exc_info=True, extra={"what": str(key)})
+        except ReactiveError as error:
+            facts = {"what": str(key), "error": str(error)}
+            logger.warning("the dashboard could not find something out", extra=facts)
 
     def forget(self) -> None:
         """Forget everything: something was changed by hand, and its effect must be seen at once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -17,12 +17,13 @@ from celery_reactive.core.record import id_to_text
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.dashboard import actions, wording
 from celery_reactive.dashboard.access import USER, Action, Permission, RefusedError
-from celery_reactive.dashboard.actions import Done
+from celery_reactive.dashboard.actions import Done, Hands
 from celery_reactive.dashboard.guard import BODY, PERMISSION, is_api
 from celery_reactive.dashboard.options import Options
 from celery_reactive.dashboard.parameters import Fields
 from celery_reactive.dashboard.recent import Recent
 from celery_reactive.dashboard.redaction import Redaction
+from celery_reactive.dashboard.schedule import ScheduleEntry
 from celery_reactive.dashboard.selecting import key_text
 from celery_reactive.dashboard.wording import ENOUGH
 from celery_reactive.errors import (
@@ -53,15 +54,13 @@ class Source:
     runtime: Callable[[], Runtime]
     queue_of: Callable[[ReactiveTask], str | None]
     """Returns the queue that a task's messages go to; None where only the message would tell."""
-
     metrics: Callable[[], bytes]
     """Returns the metrics in Prometheus' text format."""
     schedule: Callable[[], Sequence[ScheduleEntry]]
     """Returns the entries of Celery beat's schedule."""
     send_entry: Callable[[str], str]
     """Sends the task of an entry once, now; returns the id of the message. Raises `ConfigurationError`."""
-    metrics: Callable[[], bytes]
-    """Returns the metrics in Prometheus' text format."""
+
 
 class Site:
     """What the answers of one dashboard share."""
@@ -128,7 +127,8 @@ class Site:
         """
         user: str | None = request.scope.get(USER)
         try:
-            return actions.perform(self.runtime, action, fields, by=f"{user or 'somebody'} (dashboard)")
+            hands = Hands(self.runtime, f"{user or 'somebody'} (dashboard)", self.source.send_entry)
+            return actions.perform(hands, action, fields)
         finally:
             self.recent.forget()
 
@@ -188,4 +188,4 @@ def refused_by(error: ReactiveError) -> RefusedError:
         case ConfigurationError() | StatementFailedError():
             return RefusedError(400, str(error))
         case _:
-            return RefusedError(409, str(error))
+            return RefusedError(503, str(error), _RETRY_AFTER)

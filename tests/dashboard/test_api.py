@@ -55,6 +55,7 @@ def test_every_endpoint_is_in_the_document(visitor: TestClient) -> None:
         "failures",
         "operations",
         "preview",
+        "schedule",
     }
     for path, methods in described.items():
         for method in ("get", "post"):

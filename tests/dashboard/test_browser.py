@@ -25,6 +25,7 @@ PAGES = [
     "/errors",
     "/planner",
     "/operations",
+    "/schedule",
     "/confirm/pause?task=sync",
 ]
 PHONE = {"width": 390, "height": 844}

@@ -28,7 +28,7 @@ from celery_reactive.core.states import RecordState
 from tests.acceptance.project import Process, wait_until
 from tests.dashboard.conftest import FAILED_ID, Shop
 
-PAGES = ["/", "/records", "/errors", "/planner", "/operations"]
+PAGES = ["/", "/records", "/errors", "/planner", "/operations", "/schedule"]
 PROJECT = """
 from celery import Celery
 from celery_reactive import reactive_task

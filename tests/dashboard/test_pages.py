@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from celery import Celery
 from starlette.testclient import TestClient
 
 from celery_reactive import signals
@@ -16,7 +17,7 @@ from celery_reactive.core.states import RecordState
 from celery_reactive.management import activity as activities
 from tests.dashboard.conftest import EVIL, FAILED_ID, SECRET, MakeClient, Shop, document
 
-PAGES = ["/", "/records", "/errors", "/planner", "/operations"]
+PAGES = ["/", "/records", "/errors", "/planner", "/operations", "/schedule"]
 FORM = {"content-type": "application/x-www-form-urlencoded", "sec-fetch-site": "same-origin"}
 
 
@@ -240,6 +241,17 @@ def test_a_reconciliation_is_asked_for(visitor: TestClient) -> None:
     finally:
         signals.SIGNALS["manual_action"].disconnect(heard)
     assert actions == ["reconcile"]
+
+
+def test_an_entry_of_the_schedule_is_sent(visitor: TestClient, app: Celery) -> None:
+    """B-67: once, now, by its name; an unknown one is an error that lists the known."""
+    app.conf.beat_schedule = {"nightly": {"task": "shop.sync", "schedule": 86400.0, "args": ["x"]}}
+    assert "nightly shop.sync" in text_of(visitor.get("/schedule").text)
+    assert "Send nightly?" in text_of(visitor.get("/confirm/send?entry=nightly").text)
+    assert "nightly is sent, id" in act(visitor, "send", entry="nightly")
+    assert visitor.post("/api/v1/send", json={"entry": "weekly"}).json() == {
+        "reason": "entry: expected one of 'nightly', got 'weekly'"
+    }
 
 
 # --- values -----------------------------------------------------------------------------------------------

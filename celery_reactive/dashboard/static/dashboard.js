@@ -106,7 +106,7 @@
 
   // --- keyboard ----------------------------------------------------------------------------------------
   let began = 0;
-  const places = { o: 0, r: 1, e: 2, p: 3, w: 4 };
+  const places = { o: 0, r: 1, e: 2, p: 3, w: 4, s: 5 };
   function isTyping(target) { return target.closest("input:not([type=checkbox]), select, textarea, [contenteditable]"); }
   document.addEventListener("keydown", function (event) {
     if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
