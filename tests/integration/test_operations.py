@@ -179,6 +179,26 @@ def test_a_cancelled_operation_stops_after_its_page(reactive: Reactive, sync: Be
     assert operations.resume_stalled(reactive.runtime, lambda: False) == 0
 
 
+def test_what_has_ended_is_not_run_again(reactive: Reactive, sync: Bench) -> None:
+    """B-51: whoever holds it, and whatever has failed since."""
+    fail(sync, 1)
+    begun = reactive.start_operation("retry", status="failed")
+    run(reactive, begun)
+    (claim,) = sync.claim(1)
+    sync.exhaust(claim)
+    stand_still(reactive, begun)
+    assert run(reactive, begun).changed == 1
+    assert in_state(sync, FAILED) == [1]
+
+
+def test_what_somebody_runs_is_not_run_by_another(reactive: Reactive, sync: Bench) -> None:
+    """B-51: as long as it goes on."""
+    fail(sync, 1)
+    begun = operations.start(reactive.runtime, "retry", {"status": "failed"}, runner="mine")
+    assert run(reactive, begun).state is OperationState.RUNNING
+    assert in_state(sync, FAILED) == [1]
+
+
 def test_of_two_runners_the_older_one_stops(reactive: Reactive, sync: Bench) -> None:
     """B-51: a paused process wakes up when another has gone on; no record is counted twice."""
     fail(sync, *range(9))
