@@ -169,13 +169,14 @@ class Dispatcher:
         found: dict[str, list[Due]] = {}
         try:
             for flow in free:
-                most = max(limit, flow.task.batch.size if flow.task.batch else 0)
-                found[flow.task.name] = self._find_due(flow, limit=int(min(most, left[flow.task.name])))
+                most = min(max(limit, flow.task.batch.size if flow.task.batch else 0), self._room_for(flow))
+                found[flow.task.name] = self._find_due(flow, limit=int(min(most, left[flow.task.name]))) if most else []
         finally:
             # What was found goes out although the database went away meanwhile.
             for batch in self._batches(found):
                 self._publish(batch)
         for flow in free:
+            # One that is held back, or has more, is looked at again in any case.
             if flow.look_at == _AT_ONCE and not flow.is_backlogged:
                 self._look_when_due(flow)
 
@@ -321,6 +322,27 @@ class Dispatcher:
             if demands:
                 granted |= self._shares(queue, window, demands)
         return {name: granted[name] for name in found}
+
+    def _room_for(self, flow: _Flow) -> int:
+        """Return how many records of a task may be sent at most; where none, it is looked at again later."""
+        window, name = self._windows[flow.queue], flow.task.name
+        if flow.is_backlogged:
+            self._sample(flow)
+        room = self._room_known(flow, window)
+        if not room:
+            self._count(flow.queue, window)
+            room = self._room_known(flow, window)
+        if not room:
+            flow.look_at = time.monotonic() + window.seconds_until_room(time.monotonic())
+        return room if window.is_counted(name) else _ROUND_SIZE
+
+    def _room_known(self, flow: _Flow, window: Window) -> int:
+        if self._fixed_size(flow) is not None:
+            return self._room(flow.queue, window, {flow.task.name: 1})
+        messages = self._room_for_messages(flow.queue, window)
+        if not window.has_messages(flow.task.name):
+            messages = max(messages, 1)
+        return messages * records_of_work(flow.run_time)
 
     def _shares(self, queue: str | None, window: Window, demands: Mapping[str, int]) -> dict[str, int]:
         for name, due in demands.items():

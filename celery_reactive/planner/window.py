@@ -79,6 +79,10 @@ class Window:
         self._counts[task] = self._counts.get(task, 0) + sum(sizes)
         self._sizes.setdefault(task, deque(maxlen=_REMEMBERED_MESSAGES)).extend(sizes)
 
+    def has_messages(self, task: str) -> bool:
+        """Whether any record of *task* is known to be with the broker."""
+        return bool(self._counts.get(task))
+
     def room(self, *, slots: int, a_message: int, now: float) -> int:
         """Return how many more records may go to the broker, by what is known; not below zero.
 
