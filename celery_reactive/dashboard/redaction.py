@@ -31,7 +31,7 @@ SECRET_NAMES = (
     "ssn",
 )
 """Parts of field names whose values are masked; case, `_` and `-` do not count."""
-_SHORT = 5
+_SHORT = 4
 """Names up to this length count only as a whole word of a field's name: `ssn` is no part of `lessness`."""
 _USERINFO = re.compile(r"(?<=://)[^\s'\"/@]*@")
 _NAMED_VALUE = re.compile(
