@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from types import EllipsisType
 from typing import Any, ClassVar, Self, Unpack
@@ -352,6 +352,22 @@ class Reactive:
             task_caller=_imported("reactive_task_caller", settings.task_caller),
             task_filter=_imported("reactive_task_filter", settings.task_filter),
         )
+
+    @contextmanager
+    def made_anew(self) -> Iterator[None]:
+        """Have the parts made of the configuration as it is inside the block; those of before are back after it.
+
+        For tests, which give an app another database. Nothing of the app may run when it begins or ends.
+        """
+        former = self._runtime, self._metrics
+        self._runtime = self._metrics = None
+        try:
+            yield
+        finally:
+            inside: Runtime | None = self._runtime
+            self._runtime, self._metrics = former
+            if inside is not None:
+                inside.connection.close()
 
     def _counting(self) -> Metrics:
         """Return the metrics' parts, made with the runtime; raises what `runtime` does."""
