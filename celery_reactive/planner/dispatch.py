@@ -331,6 +331,7 @@ class Dispatcher:
         room = self._room_known(flow, window)
         if not room:
             self._count(flow.queue, window)
+            self._sample(flow)
             room = self._room_known(flow, window)
         if not room:
             flow.look_at = time.monotonic() + window.seconds_until_room(time.monotonic())
