@@ -26,7 +26,10 @@ from celery_reactive.errors import (
     TermEndedError,
     UnknownTaskError,
 )
+from celery_reactive.management.explain import Explanation
 from celery_reactive.management.listing import Page, TaskRecord
+from celery_reactive.management.operations import Operation
+from celery_reactive.management.plan import PlanReport
 from celery_reactive.metrics.expose import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from celery_reactive.worker.context import TaskContext
 
@@ -37,11 +40,14 @@ __all__ = [
     "ConfigurationError",
     "DocumentInvalidError",
     "Evolution",
+    "Explanation",
     "ForeignRecordsError",
     "LeaseLostError",
     "LockAlreadyAcquiredError",
     "NotAReplicaSetError",
+    "Operation",
     "Page",
+    "PlanReport",
     "Reactive",
     "ReactiveError",
     "RetryPolicy",

@@ -9,9 +9,13 @@ from celery_reactive import errors
 
 STABLE = {
     "METRICS_CONTENT_TYPE",
+    "Batch",
     "CleanupPolicy",
     "Evolution",
+    "Explanation",
+    "Operation",
     "Page",
+    "PlanReport",
     "Reactive",
     "RetryPolicy",
     "TaskContext",
