@@ -36,7 +36,7 @@ PAGES = {
     "planner": "/planner",
     "operations": "/operations",
 }
-_REPEATS = 5
+_REPEATS = 3
 _PART = 10_000
 _REST_SECONDS = 0.7
 _LAST_DAY = {"$subtract": ["$$NOW", {"$toLong": {"$multiply": [{"$rand": {}}, 86_400_000]}}]}

@@ -18,7 +18,18 @@ from pathlib import Path
 import page
 from figures import Section, machine
 
-BENCHMARKS = ("throughput", "peer", "latency", "planning", "cost", "idle", "scaling", "growth", "publishing")
+BENCHMARKS = (
+    "throughput",
+    "peer",
+    "latency",
+    "planning",
+    "cost",
+    "idle",
+    "scaling",
+    "growth",
+    "dashboard",
+    "publishing",
+)
 _PATIENCE_SECONDS = 600
 _HERE = Path(__file__).parent
 

@@ -22,7 +22,6 @@ _SHARE = 0.05
 """Of a core of the database, at most, for each value."""
 _MOST_VALUES = 64
 _STALE_SECONDS = 60.0
-_PATIENCE_SECONDS = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -54,29 +53,25 @@ class Recent:
         return value
 
     def soon(self, key: Hashable, make: Callable[[], T]) -> T | None:
-        """Return the value of *key* if it is known, or known within moments; None: it is being found out.
+        """Return the value of *key* if it is known; if not, or not any more, have it found out for the next time.
 
-        One that is out of date is returned for a minute, and found out anew meanwhile.
+        One that is out of date is returned for a minute.
         """
         kept = self._fresh(key)
         if kept is None:
-            kept = self._found_aside(key, make)
+            self._begin(key, make)
+            kept = self._stale(key)
         value: T | None = None if kept is None else kept.value
         return value
 
-    def _found_aside(self, key: Hashable, make: Callable[[], Any]) -> _Kept | None:
-        maker = self._maker_of(key)
-        thread = None
-        if not maker.locked():
-            thread = threading.Thread(target=self._find_out, args=(key, make), name="reactive-dashboard", daemon=True)
-            thread.start()
+    def _begin(self, key: Hashable, make: Callable[[], Any]) -> None:
+        if not self._maker_of(key).locked():
+            threading.Thread(target=self._find_out, args=(key, make), name="reactive-dashboard", daemon=True).start()
+
+    def _stale(self, key: Hashable) -> _Kept | None:
         with self._lock:
-            old = self._kept.get(key)
-        if old is not None and old.until + _STALE_SECONDS > time.monotonic():
-            return old
-        if thread is not None:
-            thread.join(_PATIENCE_SECONDS)
-        return self._fresh(key)
+            kept = self._kept.get(key)
+        return kept if kept is not None and kept.until + _STALE_SECONDS > time.monotonic() else None
 
     def _find_out(self, key: Hashable, make: Callable[[], Any]) -> None:
         try:

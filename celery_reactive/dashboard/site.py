@@ -96,8 +96,10 @@ class Site:
     def status(self) -> Status:
         """Return the state of the system, as it was a moment ago; counts up to `ENOUGH` where all take too long."""
         runtime, group = self.runtime, self.options.group
-        exact = self.recent.soon("status", lambda: read_status(runtime, group=group))
-        return exact or self.recent.get("counted", lambda: read_status(runtime, group=group, enough=ENOUGH))
+        counted = self.recent.get("counted", lambda: read_status(runtime, group=group, enough=ENOUGH))
+        if all(number < ENOUGH for task in counted.tasks for number in task.counts.values()):
+            return counted
+        return self.recent.soon("status", lambda: read_status(runtime, group=group)) or counted
 
     def total(self, filters: TaskFilters, counted: int) -> int | None:
         """Return how many records *filters* select: *counted* if that is all, else None until all are counted."""

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 ROWS = {
     "cost": ["default: statements", "chunk=1: processor time of worker", "chunk=32: processor time of planner"],
+    "dashboard": ["overview, at 2000", "records, at 2000", "errors, at 2000"],
     "growth": ["find 500 due, at 2000", "run a chunk of 32, at 2000", "counts by state, at 2000"],
     "idle": ["planner", "worker", "statements"],
     "latency": ["p50 at 20 writes/s", "p99 at 20 bare tasks/s", "p99 at 20 writes/s behind 200 of another task"],
