@@ -58,7 +58,9 @@ class Guard:
         """Answer one request, or pass the server's start and stop on."""
         match scope["type"]:
             case "http":
-                await self._answer(scope, receive, _with_headers(send))
+                # Scripts and styles may be kept and asked after; what pages show is nobody's to keep.
+                cache = "no-cache" if "/static/" in scope["path"] else "no-store"
+                await self._answer(scope, receive, _with_headers(send, cache))
             case "lifespan":
                 await self._inner(scope, receive, send)
             case _:
@@ -122,13 +124,13 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _with_headers(send: Send) -> Callable[[MutableMapping[str, Any]], Awaitable[None]]:
+def _with_headers(send: Send, cache: str) -> Callable[[MutableMapping[str, Any]], Awaitable[None]]:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in _HEADERS.items():
                 headers[name] = value
-            headers.setdefault("cache-control", "no-store")
+            headers.setdefault("cache-control", cache)
         await send(message)
 
     return sending

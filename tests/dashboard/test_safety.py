@@ -198,6 +198,7 @@ def test_every_answer_carries_the_policy(make_client: MakeClient, path: str) -> 
     assert "unsafe" not in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["x-frame-options"] == "DENY"
+    assert headers["cache-control"] == ("no-cache" if "static" in path else "no-store")
 
 
 def test_what_is_too_large_is_refused(make_client: MakeClient) -> None:
