@@ -22,6 +22,7 @@ def test_the_demo_kills_the_leader_and_keeps_its_promises() -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "dashboard at http://localhost:" in ended.stdout
     assert "is killed" in ended.stdout
     assert "All promises were kept." in ended.stdout
 

@@ -680,6 +680,7 @@ def _latest_activity(house: House) -> None:
     for state in (PENDING, FAILED):
         activity.errors_of(house.records, tasks, state, characters=100, limit=30)
     activity.watched_values(house.source, house.bench.task.projection, 7)
+    activity.estimated(house.records)
 
 
 @play(may_scan="what is in a collection that carries none of our indexes yet is looked at once")
