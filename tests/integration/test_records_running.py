@@ -659,6 +659,16 @@ def test_several_runs_end_only_from_the_states_of_a_run(bench: Bench) -> None:
     assert bench.state(2) is RecordState.FAILED
 
 
+def test_different_ends_are_written_only_from_the_states_of_a_run(bench: Bench) -> None:
+    """B-21, B-60: each record as if it were ended alone."""
+    bench.plan(*({"_id": doc_id, "on": True, "v": "first"} for doc_id in (1, 2)))
+    claims = bench.claim(1, 2)
+    bench.records.update_one({"_id": bench.key(2).id}, {"$set": {"status": "failed"}})
+    ended = records.settle_each(bench.records, bench.task, claims, [GivenBack(), GivenBack()])
+    assert ended.keys() == {bench.key(1).exact}
+    assert bench.state(2) is RecordState.FAILED
+
+
 def test_several_ends_written_twice_are_as_written_once(bench: Bench) -> None:
     """B-29: the answer was lost; the second time finds its own marks and changes nothing."""
     bench.plan(*({"_id": doc_id, "on": True, "v": "first"} for doc_id in (1, 2)))
