@@ -38,7 +38,7 @@ PAGES = {
 }
 _REPEATS = 3
 _PART = 10_000
-_REST_SECONDS = 0.7
+_REST_SECONDS = 1.5
 _LAST_DAY = {"$subtract": ["$$NOW", {"$toLong": {"$multiply": [{"$rand": {}}, 86_400_000]}}]}
 _ERROR = {"$concat": ["order ", {"$toString": "$sourceDocId"}, " refused ", {"$toString": {"$mod": ["$_id.d", 40]}}]}
 _ENDED = {"nextRunAt": None, "_r.wakeAt": None, "startedAt": "$dueAt", "lastFinalizedAt": _LAST_DAY}

@@ -22,6 +22,7 @@ _SHARE = 0.05
 """Of a core of the database, at most, for each value."""
 _MOST_VALUES = 64
 _STALE_SECONDS = 60.0
+_MOMENT_SECONDS = 0.25
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Recent:
         self._lock = threading.Lock()
         self._kept: dict[Hashable, _Kept] = {}
         self._making: dict[Hashable, threading.Lock] = {}
+        self._begun: set[Hashable] = set()
+        """What is being found out aside."""
         self._forgotten = 0
         """How often everything was forgotten: what was begun before is not kept after."""
 
@@ -65,8 +68,11 @@ class Recent:
         return value
 
     def _begin(self, key: Hashable, make: Callable[[], Any]) -> None:
-        if not self._maker_of(key).locked():
-            threading.Thread(target=self._find_out, args=(key, make), name="reactive-dashboard", daemon=True).start()
+        with self._lock:
+            if key in self._begun:
+                return
+            self._begun.add(key)
+        threading.Thread(target=self._find_out, args=(key, make), name="reactive-dashboard", daemon=True).start()
 
     def _stale(self, key: Hashable) -> _Kept | None:
         with self._lock:
@@ -74,11 +80,16 @@ class Recent:
         return kept if kept is not None and kept.until + _STALE_SECONDS > time.monotonic() else None
 
     def _find_out(self, key: Hashable, make: Callable[[], Any]) -> None:
+        # The page that asked is being made at this moment: it comes first.
+        threading.Event().wait(_MOMENT_SECONDS)
         try:
             self.get(key, make)
         except ReactiveError as error:
             facts = {"what": str(key), "error": str(error)}
             logger.warning("the dashboard could not find something out", extra=facts)
+        finally:
+            with self._lock:
+                self._begun.discard(key)
 
     def forget(self) -> None:
         """Forget everything: something was changed by hand, and its effect must be seen at once."""
