@@ -31,7 +31,16 @@ ROOT = Path(__file__).parents[1]
 STORE = Path("celery_reactive/store")
 PAGE = ROOT / "docs" / "evidence" / "mutants.md"
 BEGIN, END = "<!-- begin mutants -->", "<!-- end mutants -->"
-WRITES = {"update_one", "update_many", "find_one_and_update", "delete_one", "delete_many", "_update", "_settle"}
+WRITES = {
+    "update_one",
+    "update_many",
+    "find_one_and_update",
+    "delete_one",
+    "delete_many",
+    "_update",
+    "_settle",
+    "UpdateOne",
+}
 TESTS = (
     "tests/integration/test_guards.py",
     "tests/integration/test_counterexamples.py",
@@ -54,14 +63,18 @@ TESTS = (
 KNOWS_BEST = {
     "apply": "records_planning",
     "adopt": "evolution",
+    "beats": "beat",
     "checkpoints": "checkpoints",
     "counters": "metrics_counters",
     "definitions": "leadership",
+    "instances": "instances",
     "leadership": "guards",
     "lay": "lay",
     "leave": "records_planning",
+    "locks": "locks",
     "measures": "metrics_gauges",
     "limiter": "limits",
+    "operations": "operations",
     "orphans": "cleanup",
     "orphans.forget": "cleanup_by_hand",
     "orphans.remove_all": "cleanup_by_hand",
@@ -79,6 +92,7 @@ KNOWS_BEST = {
     "records.reprocess": "evolution",
     "records.rescue": "rescue",
     "records.revoke": "records_by_hand",
+    "records.settle_each": "records_running",
 }
 """By how a mutant's name begins, the test that is asked first."""
 LIMIT_SECONDS = 600
