@@ -137,13 +137,21 @@ def live_workers(globals_: Globals) -> dict[str, WorkerFacts]:
 
 
 def _worker_facts(facts: Mapping[str, Any]) -> WorkerFacts:
-    known = {field.name for field in dataclasses.fields(WorkerFacts)}
-    tasks = {one["task"]: int(one["handlerVersion"]) for one in facts.get("tasks") or []}
-    return WorkerFacts(**{**_UNKNOWN, **{name: facts[name] for name in known & set(facts)}, "tasks": tasks})
+    """Return what a worker said, as far as it can be understood: it may be of another version."""
+    said = {
+        name: facts[name] if isinstance(facts.get(name), type(unknown)) else unknown
+        for name, unknown in _UNKNOWN.items()
+    }
+    tasks = {
+        one["task"]: one["handlerVersion"]
+        for one in (facts["tasks"] if isinstance(facts.get("tasks"), list) else ())
+        if isinstance(one, Mapping) and isinstance(one.get("task"), str) and isinstance(one.get("handlerVersion"), int)
+    }
+    return WorkerFacts(**{**said, "slots": max(1, said["slots"]), "tasks": tasks})
 
 
 _UNKNOWN: Mapping[str, Any] = {
-    "queues": (),
+    "queues": [],
     "slots": 1,
     "pool": "",
     "limited": False,
@@ -151,7 +159,7 @@ _UNKNOWN: Mapping[str, Any] = {
     "acks_late": False,
     "version": "",
 }
-"""Of a worker of another version that does not say so."""
+"""Of a worker that does not say so, or in words of its own."""
 
 
 @translated

@@ -65,3 +65,16 @@ def test_a_worker_of_another_version_is_read_too(database: Database[Any]) -> Non
     instances.announce(database.globals, Kind.WORKER, "old", {"queues": ["a"], "shoe": 42})
     facts = instances.live_workers(database.globals)["old"]
     assert (facts.queues, facts.slots, facts.limited) == (["a"], 1, False)
+
+
+def test_a_worker_that_says_it_in_other_words_stops_nobody_from_reading_the_rest(database: Database[Any]) -> None:
+    """B-22: the planner reads these before it sends anything; one process that it does not understand is only one."""
+    globals_ = database.globals
+    instances.announce_worker(globals_, "celery@one", FACTS)
+    said = {"queues": "celery", "slots": None, "limited": "yes", "tasks": [{"name": "x"}, 1], "more": {}}
+    instances.announce(globals_, Kind.WORKER, "celery@newer", said)
+    instances.announce(globals_, Kind.WORKER, "celery@odd", {"slots": -3, "tasks": 7})
+    found = instances.live_workers(globals_)
+    assert found["celery@one"] == FACTS
+    assert {(found[name].slots, found[name].limited) for name in ("celery@newer", "celery@odd")} == {(1, False)}
+    assert [dict(found[name].tasks) for name in ("celery@newer", "celery@odd")] == [{}, {}]
