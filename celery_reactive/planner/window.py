@@ -7,6 +7,7 @@ one of another task, does not wait behind all that came before.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
@@ -62,6 +63,8 @@ class Window:
         self._finished: deque[tuple[float, int]] = deque()
         """When so many were found to have been finished since the look before."""
         self._full_since: float | None = None
+        self._taken_at = -math.inf
+        """When fewer were found to be with the broker than at the look before."""
 
     def is_counted(self, task: str) -> bool:
         """Whether it is known from above how many records of *task* are with the broker."""
@@ -72,6 +75,7 @@ class Window:
         known = self._counts.get(task, number)
         if known > number:
             self._finished.append((at, known - number))
+            self._taken_at = at
         self._counts[task] = number
 
     def sent(self, task: str, sizes: Sequence[int]) -> None:
@@ -111,7 +115,8 @@ class Window:
             return most - held
         if self._full_since is None:
             self._full_since = now
-        return max(0, most + slots * int((now - self._full_since) / _PATIENCE_SECONDS) - held)
+        stands_still = now - max(self._full_since, self._taken_at)
+        return max(0, most + slots * int(stands_still / _PATIENCE_SECONDS) - held)
 
     def share(self, demands: Mapping[str, int], room: int) -> dict[str, int]:
         """Divide *room* among tasks that have records due.

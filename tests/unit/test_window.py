@@ -53,6 +53,18 @@ def test_messages_that_nobody_takes_do_not_stop_a_task_for_long() -> None:
     assert window.room_for_messages(["a"], slots=2, now=3.0) == 3
 
 
+def test_where_some_are_taken_no_more_go_for_those_that_take_their_time() -> None:
+    """Slow handlers find no longer and longer queue before the next document, or that of another task."""
+    window = Window(2000)
+    window.sent("a", [1] * 4)
+    assert [window.room_for_messages(["a"], slots=2, now=now) for now in (0.0, 1.0)] == [0, 2]
+    window.sent("a", [1] * 2)
+    window.counted("a", 5, at=1.5)
+    assert [window.room_for_messages(["a"], slots=2, now=now) for now in (1.5, 2.4)] == [0, 0]
+    window.counted("a", 4, at=2.4)
+    assert [window.room_for_messages(["a"], slots=2, now=now) for now in (2.4, 3.0, 3.4)] == [0, 0, 2]
+
+
 def test_records_that_an_earlier_leader_has_sent_count_as_messages() -> None:
     """What is not known is not underestimated."""
     window = Window(2000)
