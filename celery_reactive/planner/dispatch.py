@@ -170,7 +170,9 @@ class Dispatcher:
         try:
             for flow in free:
                 most = min(max(limit, flow.task.batch.size if flow.task.batch else 0), self._room_for(flow))
-                found[flow.task.name] = self._find_due(flow, limit=int(min(most, left[flow.task.name]))) if most else []
+                most = int(min(most, left[flow.task.name]))
+                # A limiter may leave less than a batch.
+                found[flow.task.name] = self._find_due(flow, limit=_in_batches(flow.task, most) or most) if most else []
         finally:
             # What was found goes out although the database went away meanwhile.
             for batch in self._batches(found):
@@ -272,13 +274,17 @@ class Dispatcher:
     def _without_unfilled(self, flow: _Flow, due: list[Due]) -> list[Due]:
         """Hold back what does not fill a batch and may still wait for company (B-60); it is looked at again then."""
         batch = flow.task.batch
-        if batch is None or not (unfilled := len(due) % batch.size):
+        in_company = [one for one in due if not one.alone]
+        if batch is None or not (unfilled := len(in_company) % batch.size):
             return due
-        longest = max(one.waited for one in due[-unfilled:])
+        held = in_company[-unfilled:]
+        longest = max(one.waited for one in held)
         if longest >= batch.wait:
             return due
-        flow.look_at = time.monotonic() + (batch.wait - longest).total_seconds()
-        return due[:-unfilled]
+        # What fills it may become due without anybody telling.
+        wait = min((batch.wait - longest).total_seconds(), self._poll_seconds)
+        flow.look_at = time.monotonic() + wait
+        return [one for one in due if one.alone] + in_company[:-unfilled]
 
     def _batches(self, found: Mapping[str, list[Due]]) -> Iterator[list[Message]]:
         """Mark what may be sent, task by task, and yield the messages that are to be published for it."""
@@ -335,15 +341,24 @@ class Dispatcher:
             room = self._room_known(flow, window)
         if not room:
             flow.look_at = time.monotonic() + window.seconds_until_room(time.monotonic())
-        return room if window.is_counted(name) else _ROUND_SIZE
+        return room if window.is_counted(name) else _ROUNDS_SIZE
 
     def _room_known(self, flow: _Flow, window: Window) -> int:
         if self._fixed_size(flow) is not None:
-            return self._room(flow.queue, window, {flow.task.name: 1})
+            return self._whole(flow, window, self._room(flow.queue, window, {flow.task.name: 1}))
         messages = self._room_for_messages(flow.queue, window)
         if not window.has_messages(flow.task.name):
             messages = max(messages, 1)
         return messages * records_of_work(flow.run_time)
+
+    def _whole(self, flow: _Flow, window: Window, room: int) -> int:
+        """Return how many records of a task may go where there is *room* for fewer than are due: full batches.
+
+        A task that has nothing with the broker may send a message in any case: what others have there may stay for
+        long, as nobody takes it, or other workers would.
+        """
+        whole = _in_batches(flow.task, room)
+        return whole if whole or window.has_messages(flow.task.name) else self._usual_size(flow)
 
     def _shares(self, queue: str | None, window: Window, demands: Mapping[str, int]) -> dict[str, int]:
         for name, due in demands.items():
@@ -355,7 +370,11 @@ class Dispatcher:
         if room < sum(demands.values()):
             self._count(queue, window)
             room = self._room(queue, window, demands)
-        shares = self._in_messages(queue, window, window.share(demands, room))
+        shares = {
+            name: share if share == demands[name] else min(self._whole(self._flows[name], window, share), demands[name])
+            for name, share in window.share(demands, room).items()
+        }
+        shares = self._in_messages(queue, window, shares)
         for name, share in shares.items():
             if share < demands[name]:
                 self._flows[name].look_at = time.monotonic() + window.seconds_until_room(time.monotonic())
@@ -382,9 +401,7 @@ class Dispatcher:
 
     def _room(self, queue: str | None, window: Window, demands: Mapping[str, int]) -> int:
         # As many as it names under a backlog: what is with the broker must not shrink with what is left to send.
-        a_message = max(
-            self._fixed_size(self._flows[name]) or records_of_work(self._flows[name].run_time) for name in demands
-        )
+        a_message = max(self._usual_size(self._flows[name]) for name in demands)
         return window.room(slots=self._workers.slots(queue), a_message=a_message, now=time.monotonic())
 
     def _count(self, queue: str | None, window: Window) -> None:
@@ -392,6 +409,10 @@ class Dispatcher:
             if flow.queue == queue:
                 counted = records.count_in_flight(self._runtime.connection.records(flow.task), name)
                 window.counted(name, counted, at=time.monotonic())
+
+    def _usual_size(self, flow: _Flow) -> int:
+        """Return how many records a message of a task names under a backlog."""
+        return self._fixed_size(flow) or records_of_work(flow.run_time)
 
     def _fixed_size(self, flow: _Flow) -> int | None:
         """Return how many records a message of a task names; None: that is found by what is due."""
@@ -493,6 +514,11 @@ class _Workers:
             self._read_at = now
             self._known = list(instances.live_workers(self._runtime.connection.globals()).values())
         return [worker for worker in self._known if queue is None or queue in worker.queues]
+
+
+def _in_batches(task: ReactiveTask, number: int) -> int:
+    """Return so much of *number* as fills batches; all of it where the task has none."""
+    return number if task.batch is None else number - number % task.batch.size
 
 
 def chunks(due: Iterable[Due], size: int) -> Iterator[list[Due]]:

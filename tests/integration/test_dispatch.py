@@ -269,7 +269,9 @@ def finish_all(bench: Bench, *, milliseconds: float) -> None:
     """Let all that was sent have run for so long."""
     run = {"at": "$$NOW", "status": "completed", "durationMs": milliseconds}
     done = {"status": "completed", "lastFinalizedAt": {"$add": ["$_r.sentAt", 1]}, "executionHistory": [run]}
-    bench.records.update_many({"_r.sent": True}, [{"$set": {**done, "_r.sent": False, "_r.wakeAt": None}}])
+    bench.records.update_many(
+        {"task": bench.task.name, "_r.sent": True}, [{"$set": {**done, "_r.sent": False, "_r.wakeAt": None}}]
+    )
 
 
 def test_one_record_a_message_while_workers_keep_up(
@@ -339,6 +341,25 @@ def test_a_task_with_a_backlog_leaves_room_to_others_of_its_queue(
     assert sorted(outbox.sent) == [("few", one) for one in range(3)] + [("many", one) for one in range(7)]
 
 
+@pytest.mark.parametrize("options", [{"chunk": 1}, {}, {"batch": 3}])
+def test_what_nobody_takes_keeps_no_other_task_out(
+    make_bench: MakeBench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox, options: Any
+) -> None:
+    """B-58: one task's messages are for workers that do not know it, and fill the queue's window until the deadline."""
+    stuck, other = make_bench("stuck"), make_bench("other", **options)
+    dispatcher = dispatcher_of(stuck, other, max_in_flight=10)
+    stuck.plan(*documents(30))
+    dispatcher.step()
+    dispatcher.step()
+    sent = len(outbox.sent)
+    other.plan(*documents(3))
+    dispatcher.kick()
+    for _ in range(10):
+        dispatcher.step()
+        finish_all(other, milliseconds=1)
+    assert outbox.sent[sent:] == [("other", doc_id) for doc_id in range(3)]
+
+
 def test_all_of_a_backlog_is_sent_in_the_order_in_which_it_became_due(
     make_bench: MakeBench,
     dispatcher_of: Callable[..., Dispatcher],
@@ -376,6 +397,48 @@ def test_a_batch_waits_in_the_database_for_company(
         if len(outbox.sizes) > 2:
             break
     assert outbox.sizes == [4, 4, 2]
+
+
+def test_a_batch_that_fills_without_anybody_telling_goes_at_once(
+    make_bench: MakeBench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox
+) -> None:
+    """B-60: the wait is for company; a record whose own waiting time ends meanwhile is company."""
+    bench = make_bench("gathered", batch=(2, "1h"))
+    dispatcher = dispatcher_of(bench)
+    bench.plan(*documents(2))
+    soon = {"$add": ["$$NOW", 300]}
+    bench.records.update_one({"_id": bench.key(1).id}, [{"$set": {"nextRunAt": soon, "_r.wakeAt": soon}}])
+    steps = threading.Thread(target=lambda: [dispatcher.step() for _ in range(5)], daemon=True)
+    steps.start()
+    steps.join(10)
+    assert outbox.sizes == [2]
+
+
+@pytest.mark.parametrize("size", [30, 300, 1000])
+def test_a_backlog_goes_in_full_batches(
+    make_bench: MakeBench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox, size: int
+) -> None:
+    """B-60: neither the end of a round nor that of the room there is cuts one, also where it is more than the room."""
+    bench = make_bench("gathered", batch=(size, "1h"))
+    dispatcher = dispatcher_of(bench, max_in_flight=100)
+    announce(bench, dispatcher, slots=1)
+    bench.plan(*documents(size * 4))
+    for _ in range(4):
+        dispatcher.kick()
+        dispatcher.step()
+        finish_all(bench, milliseconds=1)
+    assert outbox.sizes == [size] * 4
+
+
+def test_what_travels_alone_does_not_wait_for_a_batch(
+    make_bench: MakeBench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox
+) -> None:
+    """B-28, B-60: it gets no company, and is none."""
+    bench = make_bench("gathered", batch=(4, "1h"))
+    bench.plan(*documents(5))
+    bench.records.update_one({"_id": bench.key(2).id}, {"$set": {"_r.alone": True}})
+    dispatcher_of(bench).step()
+    assert sorted(outbox.sizes) == [1, 4]
 
 
 def test_a_batch_without_a_wait_takes_what_is_due(
