@@ -202,8 +202,12 @@ class Dispatcher:
     def _is_held(self, flow: _Flow, controls: Controls) -> bool:
         """Whether nothing of a task may be sent now, whatever is due; it is looked at again later then."""
         wait = 0.0
-        if controls.holds_back or self._is_held_by_filter(flow.task.name):
-            wait = _HELD_WAIT_SECONDS
+        if controls.paused:
+            wait = self._poll_seconds
+        elif controls.is_throttled:
+            wait = max(controls.seconds_throttled, _LEAST_WAIT_SECONDS)
+        elif self._is_held_by_filter(flow.task.name):
+            wait = _POLL_SECONDS
         elif flow.task.name in self._refused_at:
             wait = self._refused_at[flow.task.name] + _REFUSED_WAIT_SECONDS - time.monotonic()
         if wait > 0:

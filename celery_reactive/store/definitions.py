@@ -80,6 +80,13 @@ class Controls:
         return self.paused or self.is_throttled
 
     @property
+    def seconds_throttled(self) -> float:
+        """Return for how long, from when this was read, no run may start because of a throttle."""
+        if self.throttled_until is None or self.read_at is None:
+            return 0.0
+        return max(0.0, (self.throttled_until - self.read_at).total_seconds())
+
+    @property
     def lineage(self) -> Lineage:
         """The generations whose snapshots can be compared."""
         earlier: dict[str, set[int]] = {}

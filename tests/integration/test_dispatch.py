@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -114,6 +115,38 @@ def test_the_users_filter_holds_a_task_back(
     allowed.add("held")
     dispatcher.step()
     assert outbox.sent == [("free", 1), ("held", 1)]
+
+
+@pytest.mark.parametrize("held_by", ["pause", "throttle", "filter"])
+def test_a_task_that_is_held_back_costs_little(
+    bench: Bench,
+    dispatcher_of: Callable[..., Dispatcher],
+    outbox: Outbox,
+    monkeypatch: pytest.MonkeyPatch,
+    held_by: str,
+) -> None:
+    """B-46: whoever resumes it tells the planner; until then it is looked at as seldom as one that has nothing due."""
+    bench.plan(DOCUMENT)
+    globals_ = bench.connection.globals()
+    match held_by:
+        case "pause":
+            definitions.set_paused(globals_, "shop.sync", paused=True)
+        case "throttle":
+            definitions.throttle(globals_, "shop.sync", bench.now() + timedelta(hours=1))
+    dispatcher = dispatcher_of(bench, task_filter=lambda _task: held_by != "filter")
+    looks: list[str] = []
+    read_all = definitions.read_all
+
+    def noted(target: Any, names: list[str]) -> Any:
+        looks.extend(names)
+        return read_all(target, names)
+
+    monkeypatch.setattr(definitions, "read_all", noted)
+    until = time.monotonic() + 1.2
+    while time.monotonic() < until:
+        dispatcher.step()
+    assert 1 <= len(looks) <= 4
+    assert outbox.sent == []
 
 
 def test_a_filter_that_raises_holds_back_and_is_told_of(
@@ -408,7 +441,12 @@ def test_a_batch_that_fills_without_anybody_telling_goes_at_once(
     bench.plan(*documents(2))
     soon = {"$add": ["$$NOW", 300]}
     bench.records.update_one({"_id": bench.key(1).id}, [{"$set": {"nextRunAt": soon, "_r.wakeAt": soon}}])
-    steps = threading.Thread(target=lambda: [dispatcher.step() for _ in range(5)], daemon=True)
+
+    def step_on() -> None:
+        for _ in range(5):
+            dispatcher.step()
+
+    steps = threading.Thread(target=step_on, daemon=True)
     steps.start()
     steps.join(10)
     assert outbox.sizes == [2]
