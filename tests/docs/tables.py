@@ -1,4 +1,4 @@
-"""The tables of the user's guide that are made from the code.
+"""The tables of the pages that are made from the code.
 
 `python -m tests.docs.tables` writes them into the pages; `test_tables.py` finds pages that are out of date.
 """
@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import click
+
 import celery_reactive
 from celery_reactive import RetryPolicy
+from celery_reactive.cli import reactive
 from celery_reactive.core.duration import format_duration
 from celery_reactive.core.policies import CleanupPolicy, Evolution
 from celery_reactive.events import EVENTS
@@ -22,7 +25,8 @@ from celery_reactive.management.doctor.finding import Severity
 from celery_reactive.metrics.catalogue import METRICS
 from celery_reactive.settings import Settings
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guide"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = (*sorted((DOCS / "guide").glob("*.md")), *sorted((DOCS / "reference").glob("*.md")))
 PACKAGE = Path(celery_reactive.__file__).parent
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ATTEMPTS = range(1, 7)
@@ -49,7 +53,7 @@ LOADING = {"settings.py", "app.py", "runtime.py"}
 
 def main() -> None:
     """Write all tables into their pages."""
-    for page in sorted(GUIDE.glob("*.md")):
+    for page in PAGES:
         page.write_text(with_tables(page.read_text()))
 
 
@@ -186,6 +190,38 @@ def doctor() -> str:
     return "\n".join(["| code | severity | what to do |", "|---|---|---|", *rows])
 
 
+def commands() -> str:
+    """Return a section for each command: its usage, what it does, its options."""
+    return "\n\n".join(section for name, command in leaves(reactive) for section in section_of(name, command))
+
+
+def leaves(group: click.Group, *path: str) -> Iterator[tuple[str, click.Command]]:
+    """Yield the commands below *group* that are no groups, with what is typed to call them."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from leaves(command, *path, name)
+        else:
+            yield " ".join([*path, name]), command
+
+
+def section_of(name: str, command: click.Command) -> Iterator[str]:
+    """Yield the paragraphs on one command."""
+    usage = " ".join(command.collect_usage_pieces(click.Context(command, info_name=name)))
+    yield f"## {name}"
+    yield f"```text\ncelery-reactive -A APP {name} {usage}\n```"
+    yield inspect.cleandoc(command.help or "")
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    if options:
+        yield table(["option", "meaning"], [[written(option), option.help or ""] for option in options])
+
+
+def written(option: click.Option) -> str:
+    """Return an option as one types it, with the kind of its value."""
+    names = ", ".join([*option.opts, *option.secondary_opts])
+    value = "" if option.is_flag else f" {option.make_metavar(click.Context(click.Command('')))}"
+    return f"`{names}{value}`"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "doctor": doctor,
     "metrics": metrics,
@@ -193,6 +229,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
     "events": events,
     "inert": inert,
+    "commands": commands,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,34 @@
+"""`python -m celery_reactive.embedded`: a MongoDB and a Valkey for trying things out, until SIGINT or SIGTERM.
+
+Called by people who follow the quickstart. Prints what to paste into other terminals, so that an app without any
+settings finds the two; keeps nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from celery_reactive.embedded.mongo import MongoServer
+from celery_reactive.embedded.valkey import ValkeyServer
+
+DATABASE = "quickstart"
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+def main() -> None:
+    """Run both servers, and say where they are.
+
+    Raises:
+        EmbeddedServerError: There is no program to start; nothing runs.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    with MongoServer() as mongo, ValkeyServer() as valkey:
+        sys.stdout.write(f"export CELERY_REACTIVE_MONGODB_URL='{mongo.url_of(DATABASE)}'\n")
+        sys.stdout.write(f"export CELERY_BROKER_URL='{valkey.url_of(0)}'\n")
+        sys.stdout.flush()
+        signal.sigwait(ENDING)
+
+
+if __name__ == "__main__":
+    main()

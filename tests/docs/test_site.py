@@ -1,0 +1,74 @@
+"""The site is whole: every page is listed, everything public is in the reference and says what it is."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from types import FunctionType
+
+import click
+import pytest
+
+import celery_reactive
+from celery_reactive.cli import reactive
+from tests.docs import llms, tables
+
+API = (llms.DOCS / "reference" / "api.md").read_text()
+
+
+def members() -> Iterator[tuple[type, str]]:
+    """Yield each public class with the name of each of its public methods and properties."""
+    for name in celery_reactive.__all__:
+        public = getattr(celery_reactive, name)
+        if inspect.isclass(public):
+            for member, thing in vars(public).items():
+                if not member.startswith("_") and isinstance(thing, FunctionType | property | classmethod):
+                    yield public, member
+
+
+def test_llms_txt_is_up_to_date() -> None:
+    """`python -m tests.docs.llms` brings it up to date."""
+    assert llms.FILE.read_text() == llms.text()
+
+
+def test_every_page_is_in_llms_txt() -> None:
+    """What is not listed is not found."""
+    pages = {str(page.relative_to(llms.DOCS)) for page in llms.DOCS.glob("**/*.md")} - {"index.md"}
+    listed = re.findall(r"\]\(([^)]+)\)", llms.text())
+    assert sorted(listed) == sorted(pages)
+
+
+def test_everything_public_is_in_the_reference() -> None:
+    """An import that no page names is a secret."""
+    described = re.findall(r"^\.\. auto\w+:: (\w+)$", API, flags=re.MULTILINE)
+    assert sorted([*described, "signals"]) == sorted(celery_reactive.__all__)
+
+
+@pytest.mark.parametrize("name", celery_reactive.__all__)
+def test_everything_public_says_what_it_is(name: str) -> None:
+    """The reference is made of these words."""
+    public = getattr(celery_reactive, name)
+    assert isinstance(public, str) or (inspect.getdoc(public) or "").strip()
+
+
+@pytest.mark.parametrize(("owner", "member"), list(members()), ids=lambda one: getattr(one, "__name__", one))
+def test_everything_that_can_be_called_or_asked_says_what_it_does(owner: type, member: str) -> None:
+    """A method or a property by its own docstring; a plain field is shown with its type."""
+    assert (inspect.getdoc(vars(owner)[member]) or "").strip()
+
+
+def test_every_function_that_raises_what_is_ours_says_so() -> None:
+    """What an error means for the caller is in the docstring of what raises it."""
+    for name in ("Reactive", "TaskContext"):
+        for member, function in vars(getattr(celery_reactive, name)).items():
+            if inspect.isfunction(function) and not member.startswith("_"):
+                source = inspect.getsource(function)
+                assert "raise " not in source or "Raises:" in source, f"{name}.{member}"
+
+
+@pytest.mark.parametrize("command", [pytest.param(one, id=name) for name, one in tables.leaves(reactive)])
+def test_every_command_and_option_says_what_it_does(command: click.Command) -> None:
+    """`--help` and the reference are made of these words."""
+    assert (command.help or "").strip()
+    assert [one.name for one in command.params if isinstance(one, click.Option) and not one.help] == []
