@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from celery import bootsteps
-from celery.worker.consumer.tasks import Tasks
 
 from celery_reactive.errors import ReactiveError
 from celery_reactive.metrics import relay
@@ -31,7 +30,8 @@ class WorkerMetrics(bootsteps.StartStopStep):
     """Keeps a worker's metrics from its start to its end."""
 
     name = "reactive-metrics"
-    requires = (Tasks,)
+    # By name: who imports the worker's modules before an instrumentation has patched them goes without it.
+    requires = ("celery.worker.consumer.tasks:Tasks",)
     parts: ClassVar[Callable[[], Metrics | None]]
     """Returns the app's metrics; None where the app has no reactive task."""
 

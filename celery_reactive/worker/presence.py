@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any
 
 from celery import bootsteps, concurrency
-from celery.worker.consumer.tasks import Tasks
 
 from celery_reactive.errors import ReactiveError
 from celery_reactive.store import instances
@@ -30,7 +29,8 @@ class Presence(bootsteps.StartStopStep):
     """Announces the worker while it consumes."""
 
     name = "reactive-presence"
-    requires = (Tasks,)
+    # By name: who imports the worker's modules before an instrumentation has patched them goes without it.
+    requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)

@@ -5,6 +5,7 @@ The planner goes on leading, waits, and every document's message arrives once th
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,14 @@ from celery import Celery
 from pymongo.database import Database
 
 from celery_reactive.embedded import EmbeddedServerError, RabbitServer, ValkeyServer
+from celery_reactive.store import instances
+from celery_reactive.store.instances import WorkerFacts
 from tests.acceptance.project import Process, Project
 
 Server = RabbitServer | ValkeyServer
 DOCUMENTS = 1900
-"""Below what may be in flight, so that all messages go out without a worker."""
+"""Below what may be in flight, so that all messages go out where there are slots for them."""
+WORKER = WorkerFacts([], 500, "threads", limited=False, prefetch=0, acks_late=False, tasks={}, version="")
 TASKS = """
 import os
 
@@ -63,6 +67,13 @@ class Shop(Project):
         self.seen: set[int] = set()
         """Ids of the documents whose messages the test has taken."""
 
+    def announce_a_worker(self) -> None:
+        """Let the planner know of slots enough; nobody takes a message but the test."""
+        globals_ = self.database["_celery_reactive"]
+        instances.announce_worker(globals_, "celery@many", dataclasses.replace(WORKER, queues=[self._queue]))
+        later = {"$dateAdd": {"startDate": "$seenAt", "unit": "hour", "amount": 1}}
+        globals_.update_one({"_id.n": "celery@many"}, [{"$set": {"seenAt": later}}])
+
     def write(self, first: int, last: int) -> None:
         """Write documents."""
         self.database.jobs.insert_many({"_id": number} for number in range(first, last))
@@ -98,6 +109,7 @@ def shop(tmp_path: Path, database: Database[Any], mongodb_url: str, server: Serv
 
 def lead(shop: Shop) -> tuple[Process, str]:
     """Start a planner that has published something; return it and whom it leads as."""
+    shop.announce_a_worker()
     planner = shop.planner("planner")
     shop.write(DOCUMENTS, DOCUMENTS + 1)
     shop.wait_until(lambda: shop.take() == 1)

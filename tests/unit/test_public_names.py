@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
+
+import pytest
 
 import celery_reactive
 from celery_reactive import errors
@@ -39,3 +43,11 @@ def test_every_public_error_is_one_of_ours() -> None:
     public = [getattr(celery_reactive, name) for name in celery_reactive.__all__ if name.endswith("Error")]
     assert public
     assert all(issubclass(error, celery_reactive.ReactiveError) for error in public)
+
+
+@pytest.mark.parametrize("module", ["celery.worker.consumer", "celery.worker.request", "celery.worker.strategy"])
+def test_importing_the_package_imports_no_consumer_of_celery(module: str) -> None:
+    """Instrumentations patch Celery's modules when a worker starts: what was imported before goes without them."""
+    program = f"import sys, celery_reactive; print({module!r} in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
