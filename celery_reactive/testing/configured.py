@@ -52,7 +52,9 @@ def _loaded(app: Celery) -> Any:
 
 
 def _disconnect(app: Celery) -> None:
-    """Forget the broker's connections and all that was made of the configuration for them."""
-    app.pool.force_close_all(close_pool=False)
+    """Forget the broker's connections and all that was made of the configuration for them.
+
+    They are not closed: kombu keeps them by address, for whoever comes back to it.
+    """
     app._pool = None  # noqa: SLF001 -- as Celery's own `_after_fork` does
     vars(app).pop("amqp", None)

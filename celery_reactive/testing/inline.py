@@ -198,7 +198,8 @@ def _worker(app: Celery, queues: list[str], ready: threading.Event) -> Iterator[
             state.should_stop = 0
             if thread.is_alive():
                 # Wakes it: without a message it looks every two seconds.
-                app.control.shutdown(destination=[hostname])
+                with app.connection_for_write() as connection:
+                    app.control.shutdown(destination=[hostname], connection=connection)
         finally:
             thread.finish()
             state.should_stop = None
