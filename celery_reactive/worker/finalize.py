@@ -177,10 +177,7 @@ def _persist(run: Run, outcome: Outcome) -> Settled | None:
     in_doubt = run.completing or run.in_doubt
     while True:
         try:
-            return records.settle(target, run.task, run.claim, outcome)
-        except LeaseLostError:
-            own = in_doubt and records.was_settled_by(target, run.claim.key, run.claim.token)
-            return Settled(RecordState.COMPLETED, None) if own else None
+            return _settle_or_find(target, run, outcome, in_doubt=in_doubt)
         except StoreUnavailableError as error:
             in_doubt = True
             if run.lease_lost:
@@ -188,6 +185,14 @@ def _persist(run: Run, outcome: Outcome) -> Settled | None:
                 return None
             threading.Event().wait(wait)
             wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
+
+
+def _settle_or_find(target: Records, run: Run, outcome: Outcome, *, in_doubt: bool) -> Settled | None:
+    """End *run*, or find where an earlier try has left it whose answer was lost; None: it is not owned any more."""
+    try:
+        return records.settle(target, run.task, run.claim, outcome)
+    except LeaseLostError:
+        return records.settled_by(target, run.claim.key, run.claim.token) if in_doubt else None
 
 
 def event_of(key: RecordKey, attempt: int, outcome: Outcome, settled: Settled) -> Event:

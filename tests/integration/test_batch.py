@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from celery_reactive.core.outcome import Outcome
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.states import RecordState
 from celery_reactive.errors import ConfigurationError, StatementFailedError, TaskConditionFailedError
-from celery_reactive.events import Event
+from celery_reactive.events import Event, RunDeferred, RunRetried
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
 from celery_reactive.store import definitions, documents, records
@@ -190,6 +191,28 @@ def test_one_end_that_cannot_be_stored_takes_no_other_with_it(caller: Caller, mo
 
     monkeypatch.setattr(records, "settle_together", refuse)
     assert set(caller.call(len, 0, 1).values()) == {(RecordState.COMPLETED, 1)}
+
+
+def test_what_was_written_before_one_could_not_be_is_told_as_it_is(
+    batch: Bench, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B-29, B-54: a failed record is told of as failed, and the planner learns of one that is due again."""
+    settle_each = records.settle_each
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        settle_each(*args, **options)
+        raise StatementFailedError("another was too large", code=None)
+
+    def handler(contexts: list[TaskContext]) -> None:
+        contexts[0].fail(ValueError("broken"))
+        contexts[1].fail(ValueError("broken"))
+        contexts[2].defer_current(timedelta(seconds=1))
+
+    batch.records.update_one({"_id": batch.key(0).id}, {"$set": {"attempts": 4}})
+    monkeypatch.setattr(records, "settle_each", refuse)
+    caller.call(handler, 0, 1, 2)
+    assert sorted(caller.codes) == ["run_deferred", "run_failed", "run_retried"]
+    assert all(event.next_run_at for event in caller.events if isinstance(event, (RunDeferred, RunRetried)))
 
 
 def test_what_another_owns_by_now_is_not_touched(batch: Bench, caller: Caller) -> None:

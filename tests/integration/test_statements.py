@@ -421,6 +421,7 @@ def _run_alone(house: House) -> None:
     records.renew(house.records, [claim.key], claim.token, LEASE)
     house.bench.complete(claim)
     records.was_settled_by(house.records, claim.key, claim.token)
+    records.settled_by(house.records, claim.key, claim.token)
     records.is_completed_by(house.records, claim.key, claim.token, session=None)
 
 

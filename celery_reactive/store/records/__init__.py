@@ -46,6 +46,7 @@ from celery_reactive.store.records.running import (
     settle_by_token,
     settle_each,
     settle_together,
+    settled_by,
     states_of,
     was_settled_by,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "settle_by_token",
     "settle_each",
     "settle_together",
+    "settled_by",
     "states_of",
     "was_settled_by",
 ]

@@ -290,6 +290,13 @@ def was_settled_by(records: Records, key: RecordKey, token: str) -> bool:
 
 
 @translated
+def settled_by(records: Records, key: RecordKey, token: str) -> Settled | None:
+    """Return where *key* is, if the last run settled on it was the one with *token*; it may be in another by now."""
+    found = records.find_one({"_id": key.id, "_r.done": token}, projection={"status": 1, "nextRunAt": 1})
+    return None if found is None else Settled(RecordState(found["status"]), found["nextRunAt"])
+
+
+@translated
 def is_completed_by(records: Records, key: RecordKey, token: str, *, session: ClientSession | None) -> bool:
     """Whether *key* is as the run with *token* left it when it completed it, also within the transaction that did."""
     completed = {"_id": key.id, "_r.done": token, "status": RecordState.COMPLETED.value}
