@@ -42,6 +42,7 @@ class Needed:
 
     database: str
     collection: str
+    """Empty: on all of the database."""
     actions: frozenset[str]
 
 

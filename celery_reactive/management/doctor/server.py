@@ -33,8 +33,9 @@ CLOCK_SKEW = warning(
 
 _LEAST_WINDOW = timedelta(hours=12)
 _MOST_SKEW = timedelta(seconds=2)
-_SOURCE = frozenset({"find", "changeStream"})
+_DATABASE = frozenset({"find", "changeStream", "listCollections"})
 _RECORDS = frozenset({"find", "insert", "update", "remove", "createIndex", "listIndexes"})
+_ALL_COLLECTIONS = ""
 _GLOBALS = frozenset({"find", "insert", "update", "remove"})
 
 
@@ -56,13 +57,14 @@ def grants(case: Case) -> Iterator[Finding]:
     connection = case.runtime.connection
     needed = [Needed(connection.default_database, connection.globals().name, _GLOBALS)]
     for task in case.tasks:
-        source, target = connection.source(task), connection.records(task)
-        needed.append(Needed(source.database.name, source.name, _SOURCE))
+        # One change stream watches a database, so that all of it has to be granted.
+        needed.append(Needed(connection.source(task).database.name, _ALL_COLLECTIONS, _DATABASE))
+        target = connection.records(task)
         needed.append(Needed(target.database.name, target.name, _RECORDS))
     missing = examination.missing_rights(connection.database(), dict.fromkeys(needed))
     for one in missing or []:
         actions = ", ".join(sorted(one.actions))
-        yield MISSING_RIGHTS.on(f"{one.database}.{one.collection}", f"the user may not: {actions}")
+        yield MISSING_RIGHTS.on(f"{one.database}.{one.collection or '*'}", f"the user may not: {actions}")
 
 
 def writes(case: Case) -> Iterator[Finding]:

@@ -51,7 +51,7 @@ volumes:
 
 {{/* What all containers have. Takes the root, the name of the secret and the resources. */}}
 {{- define "reactive.container" -}}
-image: "{{ .root.Values.image.repository }}:{{ .root.Values.image.tag | default .root.Chart.AppVersion }}"
+image: "{{ .root.Values.image.repository }}:{{ .root.Values.image.tag }}"
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 envFrom:
   - secretRef:
