@@ -9,7 +9,9 @@
 #   make matrix   every end of a run on every pool and broker, beside plain Celery, and the tables of it
 #   make model    the protocol's formal model, all configurations and mutants (needs spin and gcc)
 #   make statements  every statement explained among RECORDS records, 1000000 by default (minutes)
-#   make check    linters, types, layers
+#   make check    linters, types, layers, the site without a warning
+#   make docs     the site, in build/docs
+#   make package  sdist and wheel, in dist, checked as an index would
 #   make bench    all measurements, some twenty minutes, and the page of figures
 #
 # CELERY=5.5 has any of them done with that version of Celery, in a virtual environment of its own.
@@ -22,7 +24,7 @@ STAMP := $(VENV)/.installed
 CHECKS := $(sort $(wildcard tools/check_*.py))
 TESTS := $(wildcard tests/unit tests/integration tests/dashboard tests/acceptance tests/docs tests/matrix tests/fault/test_chaos.py)
 # Minutes long: with the faults, where it belongs.
-LONG := tests/acceptance/test_broker_contents.py
+LONG := tests/acceptance/test_broker_contents.py tests/acceptance/test_package.py
 # Most of a test's time is waiting: two at a time, of different files.
 PARALLEL ?= 2
 PYTEST_OPTIONS ?=
@@ -31,7 +33,7 @@ BENCH_OPTIONS ?=
 SECONDS ?= 600
 RECORDS ?= 1000000
 
-.PHONY: demo test fault chaos mutants matrix statements model check check-lint check-format check-types check-layers $(CHECKS) format bench clean install
+.PHONY: demo test fault chaos mutants matrix statements model check check-lint check-format check-types check-layers $(CHECKS) docs package format bench clean install
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -60,7 +62,7 @@ model:
 	$(PYTHON) tools/model.py $(MODEL)
 
 # `make -k check` goes on to the next kind after a failure.
-check: check-lint check-format check-types check-layers $(CHECKS)
+check: check-lint check-format check-types check-layers docs $(CHECKS)
 
 check-lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -76,6 +78,15 @@ check-layers: $(STAMP)
 
 $(CHECKS): $(STAMP)
 	$(BIN)/python $@
+
+docs: $(STAMP)
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning -d build/doctrees docs build/docs
+
+package: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
