@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pymongo.database import Database
 
 from tests.acceptance.project import Process, wait_until
@@ -37,3 +39,26 @@ def test_the_shop_syncs_its_order_and_welcomes_its_customer(
     finally:
         for process in processes:
             process.stop()
+
+
+@pytest.mark.parametrize("example", ["shop", "django_shop", "fastapi_shop", "flask_shop"])
+def test_an_examples_own_tests_pass(example: str, tmp_path: Path, mongodb_url: str) -> None:
+    """What a user copies to begin with."""
+    if example == "django_shop":
+        pytest.importorskip("pytest_django")
+    folder = tmp_path / example
+    shutil.copytree(EXAMPLES / example, folder, ignore=shutil.ignore_patterns("__pycache__", "*.sqlite3"))
+    # No broker: its address leads nowhere, and the tests have theirs in memory.
+    environment = {**os.environ, "MONGODB_URL": mongodb_url, "BROKER_URL": "redis://127.0.0.1:1"}
+    environment.pop("PYTEST_ADDOPTS", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--rootdir", str(folder)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stdout
