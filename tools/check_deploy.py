@@ -137,8 +137,12 @@ def check_chart() -> Problems:
     for name, values in VALUES.items():
         report = helm.lint(CHART, dict(values), strict=True)
         yield from (f"{name}: {one['path']}: {one['error']}" for one in report["messages"] if one["severity"] > 1)
-        made = helm.Chart.load(CHART).render(dict(values), name="shop", namespace="shop")
-        yield from unfit(name, "\n---\n".join(text for path, text in made.items() if path.endswith(".yaml")))
+        try:
+            made = helm.Chart.load(CHART).render(dict(values), name="shop", namespace="shop")
+        except helm.HelmError as error:
+            yield f"{name}: {error}"
+        else:
+            yield from unfit(name, "\n---\n".join(text for path, text in made.items() if path.endswith(".yaml")))
 
 
 def unfit(name: str, manifests: str) -> Problems:
