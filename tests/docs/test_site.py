@@ -11,6 +11,7 @@ import click
 import pytest
 
 import celery_reactive
+from celery_reactive import testing
 from celery_reactive.cli import reactive
 from tests.docs import llms, tables
 
@@ -43,6 +44,8 @@ def test_everything_public_is_in_the_reference() -> None:
     """An import that no page names is a secret."""
     described = re.findall(r"^\.\. auto\w+:: (\w+)$", API, flags=re.MULTILINE)
     assert sorted([*described, "signals"]) == sorted(celery_reactive.__all__)
+    for_tests = re.findall(r"^\.\. auto\w+:: celery_reactive\.testing\.(\w+)$", API, flags=re.MULTILINE)
+    assert sorted(for_tests) == sorted(testing.__all__)
 
 
 @pytest.mark.parametrize("name", celery_reactive.__all__)
