@@ -14,7 +14,7 @@ from celery_reactive.core.states import RecordState
 from celery_reactive.errors import ConfigurationError, StoreUnavailableError, UnknownTaskError
 from celery_reactive.management import operations
 from celery_reactive.management.operations import Action
-from celery_reactive.store.operations import OperationState
+from celery_reactive.store.operations import OperationState, take
 from tests.integration.bench import Bench, Document
 
 FAILED, PENDING = RecordState.FAILED, RecordState.PENDING
@@ -189,6 +189,16 @@ def test_what_has_ended_is_not_run_again(reactive: Reactive, sync: Bench) -> Non
     stand_still(reactive, begun)
     assert run(reactive, begun).changed == 1
     assert in_state(sync, FAILED) == [1]
+
+
+def test_what_has_ended_is_nobodys_to_take(reactive: Reactive, sync: Bench) -> None:
+    """B-51: not even its own runner's."""
+    fail(sync, 1)
+    operation = reactive.start_operation("retry", status="failed")
+    run(reactive, operation)
+    globals_ = reactive.runtime.connection.globals()
+    assert take(globals_, operation.id, "another/1") is None
+    assert reactive.operation(operation.id).changed == 1
 
 
 def test_what_somebody_runs_is_not_run_by_another(reactive: Reactive, sync: Bench) -> None:
