@@ -196,6 +196,7 @@ def test_what_has_ended_is_nobodys_to_take(reactive: Reactive, sync: Bench) -> N
     fail(sync, 1)
     operation = reactive.start_operation("retry", status="failed")
     run(reactive, operation)
+    stand_still(reactive, operation)
     globals_ = reactive.runtime.connection.globals()
     assert take(globals_, operation.id, "another/1") is None
     assert reactive.operation(operation.id).changed == 1
