@@ -50,6 +50,7 @@ _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?!https?:|mailto:|#)(?P<target
 def setup(app: Sphinx) -> None:
     """Connect what this site adds to Sphinx."""
     app.connect("source-read", with_links_that_lead_out)
+    app.connect("autodoc-process-docstring", without_rules)
     app.connect("build-finished", with_sources_beside)
 
 
@@ -67,6 +68,11 @@ def with_links_that_lead_out(_app: Sphinx, name: str, content: list[str]) -> Non
         return f"{link['text']} (`{path}`)"
 
     content[0] = _LINK.sub(led_out, content[0])
+
+
+def without_rules(_app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+    """Take the numbers of rules, such as "(B-20)", out of a docstring: they are for those who work on the package."""
+    lines[:] = [re.sub(r" ?\(B-[^)]*\)", "", line) for line in lines]
 
 
 def with_sources_beside(app: Sphinx, error: Exception | None) -> None:
