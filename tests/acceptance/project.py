@@ -9,13 +9,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pymongo.database import Database
+
+from celery_reactive import testing
 
 SOURCE = Path(__file__).with_name("sample_tasks.py")
 
@@ -130,9 +131,5 @@ class Project:
 def wait_until(condition: Callable[[], object], *, logs: Callable[[], str], timeout: float = 30) -> float:
     """Wait until *condition* holds; return the seconds it took, or fail with the *logs*."""
     started = time.monotonic()
-    pause = threading.Event()
-    while not condition():
-        waited = time.monotonic() - started
-        assert waited < timeout, f"not within {timeout} s\n{logs()}"
-        pause.wait(0.02)
+    testing.wait_until(condition, timeout=timeout, interval=0.02, explain=logs)
     return time.monotonic() - started
