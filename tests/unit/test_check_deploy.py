@@ -20,6 +20,7 @@ FAULTS = [
     ("compose", "docker-compose.yml", "image: mongo", "picture: mongo"),
     ("compose", "docker-compose.yml", "mongo: {condition", "postgres: {condition"),
     ("hadolint", "deploy/Dockerfile", "USER 10001", "USER root"),
+    ("prometheus", "deploy/prometheus/prometheus.yml", "type: A", "type: Q"),
     ("kubernetes", f"{BASE}/planner.yaml", "replicas: 2", "replicas: two"),
     ("kubernetes", f"{BASE}/planner.yaml", "clusterIP: None", "clusterIp: None"),
     ("kubernetes", f"{BASE}/dashboard.yaml", "component: dashboard\n  ports", "component: board\n  ports"),
@@ -57,7 +58,9 @@ def found_by(tool: ModuleType, name: str) -> list[str]:
         pytest.skip(str(missing))
 
 
-@pytest.mark.parametrize("name", ["copies", "yamllint", "compose", "hadolint", "kubernetes", "helm", "systemd"])
+@pytest.mark.parametrize(
+    "name", ["copies", "yamllint", "compose", "hadolint", "prometheus", "kubernetes", "helm", "systemd"]
+)
 def test_what_is_shipped_is_well(tool: ModuleType, name: str) -> None:
     """Each tool takes the files as they are."""
     assert found_by(tool, name) == []
