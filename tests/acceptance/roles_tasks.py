@@ -4,7 +4,7 @@ import os
 
 from celery import Celery
 
-from celery_reactive import reactive_task
+from celery_reactive import CleanupPolicy, reactive_task
 
 app = Celery("proj", broker=os.environ["BROKER_URL"])
 app.conf.reactive_mongodb_url = os.environ["MONGODB_URL"]
@@ -17,7 +17,14 @@ app.conf.broker_connection_retry_on_startup = True
 quick = {"type": "fixed", "interval": "200ms", "max_attempts": 2}
 
 
-@reactive_task(task="job", collection="jobs", watch_projection={"do": 1}, debounce=0, retry_policy=quick)
+@reactive_task(
+    task="job",
+    collection="jobs",
+    watch_projection={"do": 1},
+    debounce=0,
+    retry_policy=quick,
+    cleanup_policy=CleanupPolicy(keep_for=0),
+)
 @app.task
 def job(ctx):
     match ctx.get_document()["do"]:

@@ -41,6 +41,7 @@ COMMANDS = (
     "tasks show job fail",
     "tasks explain job fail",
     "tasks retry --task job --yes",
+    "trigger limited anew",
     "trigger job fail",
     "pause job",
     "resume job",
@@ -54,7 +55,7 @@ COMMANDS = (
     "metrics",
     "beat list",
     "tasks discard --task job --yes",
-    "tasks purge job --gone --yes",
+    "tasks purge limited --gone --yes",
 )
 # Runs command lines until one fails: a process for each would take as long as all the rest.
 ONE_BY_ONE = """
@@ -145,6 +146,7 @@ def test_planner_and_worker_need_no_more_than_their_roles(project: Project) -> N
     database.jobs.delete_one({"_id": "nothing"})
     database.jobs.insert_one({"_id": "after", "do": "nothing"})
     project.wait_until(lambda: states(database.jobs_tasks).get("after") == "completed")
+    project.wait_until(lambda: "nothing" not in states(database.jobs_tasks))
     assert worker.stop() == 0
     assert "not authorized" not in project.logs().lower(), project.logs()
 
@@ -153,11 +155,17 @@ def test_the_operator_may_do_all_that_the_command_line_can(project: Project) -> 
     """B-68: looking and acting by hand; the dashboard calls the same."""
     as_user(project, "Planner").planner("one")
     as_user(project, "Worker").worker("--concurrency", "2")
-    project.database.jobs.insert_one({"_id": "fail", "do": "fail"})
-    project.wait_until(lambda: states(project.database.jobs_tasks) == {"fail": "failed"})
+    database = project.database
+    database.jobs.insert_one({"_id": "fail", "do": "fail"})
+    database.limited.insert_many([{"_id": "gone"}, {"_id": "anew"}])
+    project.wait_until(lambda: states(database.jobs_tasks) == {"fail": "failed"})
+    project.wait_until(lambda: database.limited_tasks.count_documents({"status": "completed"}) == 2)
+    database.limited.delete_one({"_id": "gone"})
+    database.limited_tasks.delete_one({"_id.d": "anew"})
     done = run(project, "Operator", "-c", ONE_BY_ONE, *COMMANDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == COMMANDS[-1]
+    assert [record["_id"]["d"] for record in database.limited_tasks.find()] == ["anew"]
 
 
 @pytest.mark.parametrize(("role", "complaints"), [("Planner", set()), ("Worker", set(RIGHTS))])
