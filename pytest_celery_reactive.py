@@ -82,13 +82,14 @@ def reactive_inline(reactive_app: Callable[..., Reactive]) -> Iterator[Callable[
     Called as `reactive_inline(app, **settings)`, settings as for `reactive_app`. Returns the app's handle.
     """
     from celery_reactive.testing import fast, run_inline  # noqa: PLC0415 -- see above
+    from celery_reactive.testing.configured import MEMORY  # noqa: PLC0415 -- see above
 
     with contextlib.ExitStack() as until_the_end:
 
         def run(app: Celery, **settings: Any) -> Reactive:
             reactive_app(app, **settings)
             until_the_end.enter_context(fast())
-            return until_the_end.enter_context(run_inline(app))
+            return until_the_end.enter_context(run_inline(app, broker=settings.get("broker_url", MEMORY)))
 
         yield run
 

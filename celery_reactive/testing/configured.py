@@ -26,7 +26,7 @@ def configured(app: Celery, **settings: Any) -> Iterator[Reactive]:
 
     Args:
         app: The Celery app.
-        settings: As for `app.conf.update`: `reactive_mongodb_url="mongodb://…"`, `broker_url="memory://"`.
+        settings: As for `app.conf.update`. `broker_url` is for reading and writing where these are not named.
 
     Yields:
         The app's handle.
@@ -35,6 +35,9 @@ def configured(app: Celery, **settings: Any) -> Iterator[Reactive]:
     former = dict(conf.changes)
     handle = Reactive.of(app)
     try:
+        if "broker_url" in settings:
+            # Celery prefers an address in the environment to `broker_url` alone.
+            conf.update(broker_read_url=settings["broker_url"], broker_write_url=settings["broker_url"])
         conf.update(settings)
         _disconnect(app)
         with handle.made_anew():

@@ -53,13 +53,14 @@ def run_inline(app: Celery, *, broker: str | None = MEMORY, timeout: Duration = 
         StoreUnavailableError: MongoDB does not answer at the start.
         BrokerUnavailableError: The broker does not answer at the start.
         AssertionError: It did not start within *timeout*, or a handler did not end.
+        Exception: Whatever ended planner or worker inside the block.
     """
     app.loader.import_default_modules()
     app.finalize()
     with _alone(), ExitStack() as running:
         handle = running.enter_context(configured(app, **_settings(broker)))
         running.enter_context(at_pace(app))
-        if broker == MEMORY:
+        if _is_in_memory(broker):
             running.callback(_empty_memory, app, _queues(handle))
         threads = [running.enter_context(_planner(handle, group)) for group in _groups(handle)]
         ready = threading.Event()
@@ -72,6 +73,8 @@ def run_inline(app: Celery, *, broker: str | None = MEMORY, timeout: Duration = 
 
         wait_until(has_started, timeout=timeout, interval=_POLL_SECONDS, explain=lambda: _why_not(handle, ready))
         yield handle
+        for thread in threads:
+            thread.raise_error()
 
 
 @contextmanager
@@ -91,10 +94,14 @@ def _settings(broker: str | None) -> dict[str, Any]:
         "broker_connection_retry_on_startup": False,
     }
     if broker is not None:
-        settings |= {"broker_url": broker, "broker_read_url": broker, "broker_write_url": broker}
-    if broker == MEMORY:
+        settings["broker_url"] = broker
+    if _is_in_memory(broker):
         settings["broker_transport_options"] = {"polling_interval": _POLL_SECONDS}
     return settings
+
+
+def _is_in_memory(broker: str | None) -> bool:
+    return broker is not None and broker.startswith("memory:")
 
 
 def _groups(handle: Reactive) -> list[str]:
@@ -140,10 +147,9 @@ class _Thread(threading.Thread):
             self._error = error
 
     def raise_error(self) -> None:
-        """Raise what ended the thread, once."""
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        """Raise what ended the thread, if anything did."""
+        if self._error is not None:
+            raise self._error
 
     def finish(self) -> None:
         """Wait for its end.

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from kombu import Connection
 from pymongo.database import Database
 
 from celery_reactive import ConfigurationError, Reactive, TaskContext, UnknownTaskError, embedded, reactive_task
@@ -230,6 +231,18 @@ def test_the_apps_own_broker_may_be_used(
     assert runs == [1]
 
 
+def test_the_fixture_takes_another_broker(
+    shop: Shop, reactive_inline: ReactiveApp, reactive_database: Database[Any], broker_url: str
+) -> None:
+    """A setting that is given wins over the fixture's."""
+    brokers = []
+    shop.task("sync", lambda _: brokers.append(shop.app.connection_for_read().transport.driver_type))
+    reactive_inline(shop.app, broker_url=broker_url)
+    reactive_database.orders.insert_one({"_id": 1})
+    wait_until_idle(shop.app)
+    assert brokers == [Connection(broker_url).transport.driver_type]
+
+
 # --- time --------------------------------------------------------------------------------------------
 
 
@@ -404,6 +417,23 @@ def test_settings_are_as_before_after_the_block(shop: Shop, reactive_database_ur
     assert shop.app.conf.timezone is None
     assert list(shop.app.amqp.queues) == ["celery"]
     assert handle.runtime.settings.mongodb_url.startswith("mongodb://127.0.0.1:1/")
+
+
+def test_a_broker_in_the_environment_is_not_written_to(
+    shop: Shop, reactive_inline: ReactiveApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery prefers `$CELERY_BROKER_URL` to a setting, and a test must not send messages to production."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1")
+    shop.task("sync", succeed)
+    calls = []
+
+    def note() -> None:
+        calls.append(1)
+
+    plain = shop.app.task(name="plain", shared=False)(note)
+    reactive_inline(shop.app)
+    plain.delay()
+    wait_until(lambda: calls)
 
 
 # --- with other plugins ------------------------------------------------------------------------------
