@@ -116,9 +116,13 @@ class Dispatcher:
         """When the broker last refused messages of a task, by the monotonic clock."""
 
     def most_a_message(self, task: ReactiveTask) -> int:
-        """Return how many records of *task* one message names at most."""
-        size = self._fixed_size(self._flows[task.name])
-        return MOST_A_MESSAGE if size is None else size
+        """Return how many records of *task* one message names at most, also one that was sent a while ago."""
+        if task.batch is not None:
+            return task.batch.size
+        if self._publisher.has_time_limit(task):
+            return 1
+        size = task.chunk or self._runtime.settings.chunk
+        return MOST_A_MESSAGE if isinstance(size, str) else size
 
     def kick(self, tasks: Collection[str] | None = None) -> None:
         """Look now: something may have become due.
@@ -425,10 +429,10 @@ class Dispatcher:
         if self._publisher.has_time_limit(flow.task) or self._workers.are_limited(flow.queue):
             return 1
         size, most = flow.task.chunk or self._runtime.settings.chunk, flow.limits.concurrency
-        if isinstance(size, str):
-            # The records of a message run one after the other, each in a slot of its own.
-            return None if most is None else 1
-        return size if most is None else min(size, most)
+        if most is not None:
+            # The records of a message run one after the other, and each would keep a place that it does not use yet.
+            return 1
+        return None if isinstance(size, str) else size
 
     def _sample(self, flow: _Flow) -> None:
         """Learn how long runs of a task take from what was sent a moment ago, where the size of its messages grows."""

@@ -25,7 +25,8 @@ _MESSAGES_A_SLOT = 2
 _LEAST_MESSAGES_A_SLOT = 4
 """Of messages with a fixed number of records, which are sent further ahead."""
 _PATIENCE_SECONDS = 1.0
-_MEMORY_SECONDS = 30.0
+_MEMORY_SECONDS = 5.0
+"""What is sent further ahead than that only makes new documents wait."""
 _RECENT_SECONDS = 5.0
 _SHORTEST_WAIT_SECONDS = 0.02
 _LONGEST_WAIT_SECONDS = 0.25
