@@ -34,6 +34,13 @@ class _Kept:
     """By this process's monotonic clock."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Failed:
+    error: ReactiveError
+    at: float
+    """By this process's monotonic clock."""
+
+
 class Recent:
     """Values by key, each made by one thread at a time."""
 
@@ -41,16 +48,24 @@ class Recent:
         self._lock = threading.Lock()
         self._kept: dict[Hashable, _Kept] = {}
         self._making: dict[Hashable, threading.Lock] = {}
+        self._failed: dict[Hashable, _Failed] = {}
         self._begun: set[Hashable] = set()
         """What is being found out aside."""
         self._forgotten = 0
         """How often everything was forgotten: what was begun before is not kept after."""
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the value of *key*, made anew when it is too old."""
+        """Return the value of *key*, made anew when it is too old.
+
+        Raises:
+            ReactiveError: What *make* raises, also to those who waited for it meanwhile: where the database does not
+                answer, each would wait for it in turn, until no thread is left for anybody.
+        """
         kept = self._fresh(key)
         if kept is None:
+            asked = time.monotonic()
             with self._maker_of(key):
+                self._raise_failure_since(asked, key)
                 kept = self._fresh(key) or self._made(key, make)
         value: T = kept.value
         return value
@@ -102,6 +117,12 @@ class Recent:
             kept = self._kept.get(key)
         return kept if kept is not None and kept.until > time.monotonic() else None
 
+    def _raise_failure_since(self, asked: float, key: Hashable) -> None:
+        with self._lock:
+            failed = self._failed.get(key)
+        if failed is not None and failed.at >= asked:
+            raise failed.error
+
     def _maker_of(self, key: Hashable) -> threading.Lock:
         with self._lock:
             return self._making.setdefault(key, threading.Lock())
@@ -109,13 +130,21 @@ class Recent:
     def _made(self, key: Hashable, make: Callable[[], Any]) -> _Kept:
         forgotten = self._forgotten
         started = time.monotonic()
-        value = make()
+        try:
+            value = make()
+        except ReactiveError as error:
+            with self._lock:
+                if len(self._failed) >= _MOST_VALUES:
+                    self._failed.clear()
+                self._failed[key] = _Failed(error, time.monotonic())
+            raise
         took = time.monotonic() - started
         kept = _Kept(value, time.monotonic() + max(_LEAST_SECONDS, took / _SHARE))
         with self._lock:
             if len(self._kept) >= _MOST_VALUES:
                 self._kept.clear()
                 self._making.clear()
+            self._failed.pop(key, None)
             if forgotten == self._forgotten:
                 self._kept[key] = kept
         return kept

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 
 from celery_reactive.dashboard.recent import Recent
+from celery_reactive.errors import StoreUnavailableError
+from celery_reactive.testing import wait_until
 
 
 def test_many_who_look_at_once_cost_as_much_as_one() -> None:
@@ -24,6 +26,34 @@ def test_many_who_look_at_once_cost_as_much_as_one() -> None:
     for thread in threads:
         thread.join()
     assert found == [1] * 5
+
+
+def test_a_database_away_is_waited_for_once_by_all_who_look() -> None:
+    """B-57: those who came meanwhile hear of the failure at once; who comes later tries again."""
+    kept, calls, gate = Recent(), [], threading.Event()
+
+    def make() -> int:
+        calls.append(1)
+        gate.wait(5)
+        raise StoreUnavailableError("away")
+
+    refused: list[str] = []
+
+    def look() -> None:
+        try:
+            kept.get("a", make)
+        except StoreUnavailableError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=look) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: calls, stable_for=0.2)
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert (len(refused), len(calls)) == (5, 1)
+    assert kept.get("a", lambda: 7) == 7
 
 
 def test_what_was_begun_before_a_change_is_not_kept_after_it() -> None:
