@@ -9,7 +9,7 @@ from click_didyoumean import DYMGroup
 from rich.markup import escape
 from rich.table import Table
 
-from celery_reactive.cli.output import console_for, counted, json_option, moment, plain_table, to_json
+from celery_reactive.cli.output import console_for, counted, json_option, moment, plain_table, to_json, visible
 from celery_reactive.cli.project import open_project
 from celery_reactive.core.record import id_to_text
 from celery_reactive.management.operations import Operation
@@ -48,7 +48,7 @@ def show(ctx: click.Context, *, operation: str, as_json: bool) -> None:
     else:
         console_for(ctx).print(_table([found]))
         if found.error:
-            click.echo(f"\n{found.error}")
+            click.echo(f"\n{visible(found.error)}")
 
 
 @operations.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,6 +18,8 @@ from rich.table import Table
 from celery_reactive.core.record import RecordKey, id_to_text
 
 _PLAIN_WIDTH = 160
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal obeys rather than shows: control characters but for newline and tab, and turns of direction."""
 
 VERBATIM = frozenset({"doc_id", "source_doc_id", "last_observed_values", "asked", "samples"})
 """Fields that hold a user's values, of any BSON type: shown as relaxed extended JSON, which keeps the types apart."""
@@ -61,6 +64,11 @@ def _field(name: str, value: object) -> Any:
 
 def _verbatim(value: object) -> Any:
     return json.loads(id_to_text(value))
+
+
+def visible(text: str) -> str:
+    """Return *text* with what would command a terminal as escapes: an error may quote what anybody has stored."""
+    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def moment(when: datetime) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from celery_reactive.cli.output import console_for, json_option, moment, plain_table, to_json
+from celery_reactive.cli.output import console_for, json_option, moment, plain_table, to_json, visible
 from celery_reactive.cli.project import TaskName, open_project
 from celery_reactive.core.duration import format_duration
 from celery_reactive.core.record import id_to_text
@@ -170,7 +170,7 @@ def _failures_table(found: Sequence[Unplanned]) -> Table:
             one.reason.value,
             moment(one.since),
             str(one.tries),
-            escape(one.error),
+            escape(visible(one.error)),
         )
     return table
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from celery_reactive.app import Reactive
 from celery_reactive.cli import bulk
 from celery_reactive.cli.filters import DocId, filter_options, given_id
-from celery_reactive.cli.output import console_for, json_option, moment, plain_table, to_json
+from celery_reactive.cli.output import console_for, json_option, moment, plain_table, to_json, visible
 from celery_reactive.cli.project import TaskName, open_project
 from celery_reactive.core.doc_id import other_reading
 from celery_reactive.core.duration import parse_duration
@@ -129,7 +129,7 @@ def explain(ctx: click.Context, *, task: str, doc_id: Any, as_json: bool) -> Non
     if as_json:
         click.echo(to_json(found))
         return
-    click.echo(str(found))
+    click.echo(visible(str(found)))
     if found.record is None and not found.document_exists:
         click.echo(_hint(wanted).removeprefix("; "))
 
@@ -258,7 +258,7 @@ def _table(page: Page) -> Table:
 
 
 def _shortened(error: str | None) -> str:
-    text = " ".join((error or "").split())
+    text = visible(" ".join((error or "").split()))
     return text if len(text) <= _LONGEST_ERROR else f"{text[: _LONGEST_ERROR - 1]}…"
 
 
@@ -267,14 +267,14 @@ def _show_record(record: TaskRecord, console: Console) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _facts(record):
-        table.add_row(name, escape(value))
+        table.add_row(name, escape(visible(value)))
     console.print(table)
     if record.execution_history:
         console.print("\n[bold]History[/], the oldest first")
         console.print(_history(record))
     if record.last_error_traceback:
         console.print("\n[bold]Traceback[/]")
-        console.print(escape(record.last_error_traceback), soft_wrap=True)
+        console.print(escape(visible(record.last_error_traceback)), soft_wrap=True)
 
 
 def _facts(record: TaskRecord) -> list[tuple[str, str]]:
@@ -306,5 +306,7 @@ def _history(record: TaskRecord) -> Table:
     for entry in record.execution_history:
         took = entry.get("durationMs")
         why = entry.get("error") or entry.get("reason") or ""
-        table.add_row(moment(entry["at"]), entry["status"], "" if took is None else f"{took:,.0f} ms", escape(why))
+        table.add_row(
+            moment(entry["at"]), entry["status"], "" if took is None else f"{took:,.0f} ms", escape(visible(why))
+        )
     return table

@@ -281,6 +281,20 @@ def test_a_task_is_held_back_and_run_by_hand(typed: Typed, app: Celery, sync: Be
     assert sync.state(5) is RecordState.PENDING
 
 
+def test_an_error_cannot_command_the_terminal(typed: Typed, sync: Bench) -> None:
+    """B-51: what a document made a handler say is shown, and moves no cursor and hides no line."""
+    message = "\x1b[2J\x1b]0;mine\x07 \x9b31m \u202e é"
+    sync.put(on(1))
+    sync.settle(sync.start(on(1)), Exhausted(Failure(message, "ValueError", f"Traceback\n\tat {message}"), TOOK))
+    for words in (("show", "sync", "1"), ("explain", "sync", "1"), ("list",)):
+        ended = typed("tasks", *words)
+        assert ended.exit_code == 0
+        assert not set("\x1b\x07\x9b\u202e") & set(ended.stdout)
+        assert "\\x1b[2J" in ended.stdout
+        assert "é" in ended.stdout
+    assert of(typed("tasks", "show", "sync", "1", "--json"))["last_error"] == message
+
+
 def test_a_deployment_is_tried_dry(typed: Typed, sync: Bench) -> None:
     """B-53: what it would do, with examples; --dry-run is said or not."""
     sync.put(on(1))
