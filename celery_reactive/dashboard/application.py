@@ -25,6 +25,9 @@ from celery_reactive.metrics.expose import CONTENT_TYPE
 
 logger = logging.getLogger(__name__)
 
+_SERVER_ERROR = 500
+"""Statuses from here on are failures of ours; below, the request is wrong."""
+
 
 def make_application(source: Source, options: Mapping[str, Any]) -> ASGIApp:
     """Return the dashboard as an ASGI application.
@@ -70,8 +73,10 @@ def _answers(site: Site) -> dict[Any, Any]:
 
     def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, ReactiveError)  # noqa: S101 -- registered so below
-        logger.warning("the dashboard could not answer", extra={"path": request.url.path, "error": str(error)})
         refused = refused_by(error)
+        path, said = request.url.path, site.redaction.text(str(error))
+        level = logging.WARNING if refused.status >= _SERVER_ERROR else logging.INFO
+        logger.log(level, "the dashboard could not answer %s: %s", path, said, extra={"path": path, "error": said})
         refused.reason = site.redaction.text(refused.reason)
         return site.refusal(request, refused)
 

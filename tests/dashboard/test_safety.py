@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -308,6 +309,36 @@ def test_a_database_away_is_told_without_its_address(
     for path in ("/records", "/api/v1/records"):
         answer = make_client().get(path)
         assert (answer.status_code, SECRET in answer.text) == (status, False)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "level"),
+    [
+        (StoreUnavailableError(f"db:27017 timed out, mongodb://me:{SECRET}@db"), 503, logging.WARNING),
+        (ConfigurationError("sort", ["timed out"]), 400, logging.INFO),
+    ],
+)
+def test_the_log_says_what_the_answer_does_not(
+    make_client: MakeClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    status: int,
+    level: int,
+) -> None:
+    """B-57: the page of a failure sends to the log, whose line has the reason; wrong requests are no warning."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(listing, "get_tasks", fails)
+    caplog.set_level(logging.INFO)
+    assert make_client().get("/records").status_code == status
+    (line,) = [one for one in caplog.records if one.name == "celery_reactive.dashboard.application"]
+    assert "timed out" in line.getMessage()
+    assert "/records" in line.getMessage()
+    assert SECRET not in line.getMessage()
+    assert line.levelno == level
 
 
 def test_an_options_mistake_is_an_error_at_once(shop: Shop) -> None:
