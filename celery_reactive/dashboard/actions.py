@@ -157,6 +157,8 @@ def perform(hands: Hands, action: Action, fields: Fields) -> Done:
 def _change(runtime: Runtime, action: Action, target: Target, by: str) -> Done:
     """Change the records that *target* names at once, or as an operation where it selects them."""
     if target.keys:
+        for key in target.keys:
+            runtime.registry.get(key.task)
         change = by_hand.retry_tasks if action is Action.RETRY else by_hand.discard_tasks
         return _changed(action, sum(change(runtime, filters) for filters in target.meant()))
     (filters,) = target.meant()

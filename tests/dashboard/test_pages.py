@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html as html_module
+import json
 import re
 from datetime import timedelta
 from typing import Any
@@ -188,6 +189,15 @@ def test_selected_records_are_retried(visitor: TestClient, shop: Shop) -> None:
     assert "Retry 2 records?" in text_of(visitor.get("/confirm/retry", params={"key": keys}).text)
     assert "2 records are pending now" in act(visitor, "retry", key=keys)
     assert shop.record(2).status is RecordState.PENDING
+    assert shop.record(FAILED_ID).status is RecordState.FAILED
+
+
+def test_of_selected_records_all_or_none_are_changed(visitor: TestClient, shop: Shop) -> None:
+    """B-52: a refusal means that nothing was done, also where only the last one is of no task."""
+    failed = json.dumps(["sync", f'{{"$oid": "{FAILED_ID}"}}'])
+    fields = {"key": [failed, '["synk", "2"]']}
+    answer = visitor.post("/actions/retry", data=fields, headers={"sec-fetch-site": "same-origin"})
+    assert answer.status_code == 404
     assert shop.record(FAILED_ID).status is RecordState.FAILED
 
 
