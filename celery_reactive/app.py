@@ -920,7 +920,7 @@ class Reactive:
         scheduler = scheduler_of(self._app, self._knowing_all_tasks())
         entry = scheduler.schedule.get(name)
         if entry is None:
-            raise ConfigurationError("entry", [f"expected one of {listed(sorted(scheduler.schedule))}, got {name!r}"])
+            raise ConfigurationError("entry", [f"expected {_one_of(scheduler.schedule)}, got {name!r}"])
         try:
             sent = scheduler.apply_async(entry, advance=False)
         except (SchedulingError, OSError) as error:
@@ -976,3 +976,8 @@ def _imported(key: str, named: Any) -> Any:
         return symbol_by_name(named)  # type: ignore[no-untyped-call]
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(key, [f"expected the import path of a callable, got {named!r}: {error}"]) from error
+
+
+def _one_of(names: Iterable[str]) -> str:
+    known = sorted(names)
+    return f"one of {listed(known)}" if known else "an entry of the schedule, which has none"

@@ -11,9 +11,11 @@ import re
 import uuid
 from typing import Any
 
+import bson
 from bson import ObjectId
+from bson.errors import BSONError
 
-from celery_reactive.core.record import id_from_text, id_to_text
+from celery_reactive.core.record import CODEC, id_from_text, id_to_text
 from celery_reactive.errors import ConfigurationError
 
 LONGEST = 10_000
@@ -26,8 +28,19 @@ def read_doc_id(text: str) -> Any:
     """Return the `_id` that *text* means.
 
     Raises:
-        ConfigurationError: It is too long, or extended JSON whose value cannot be read.
+        ConfigurationError: It is too long, extended JSON whose value cannot be read, or a value that MongoDB cannot
+            store.
     """
+    doc_id = _read(text)
+    try:
+        bson.encode({"": doc_id}, codec_options=CODEC)
+    except (BSONError, ArithmeticError, ValueError, RecursionError) as error:
+        problem = f"expected a value that MongoDB can store, got {text[:100]!r}"
+        raise ConfigurationError("document id", [problem]) from error
+    return doc_id
+
+
+def _read(text: str) -> Any:
     if len(text) > LONGEST:
         raise ConfigurationError("document id", [f"expected at most {LONGEST} characters, got {len(text)}"])
     if _OBJECT_ID.fullmatch(text):

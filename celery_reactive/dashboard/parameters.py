@@ -12,11 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
-import bson
-from bson.errors import BSONError
-
 from celery_reactive.core.doc_id import read_doc_id
-from celery_reactive.core.record import CODEC
 from celery_reactive.core.suggest import did_you_mean, listed, shown
 from celery_reactive.dashboard.access import RefusedError
 from celery_reactive.errors import ConfigurationError
@@ -188,13 +184,9 @@ def doc_id_of(text: str) -> Any:
         RefusedError: It stands for none, or for one that MongoDB cannot store.
     """
     try:
-        doc_id = read_doc_id(text)
-        bson.encode({"d": doc_id}, codec_options=CODEC)
+        return read_doc_id(text)
     except ConfigurationError as error:
         raise _bad(f"doc_id: {'; '.join(error.problems)}") from error
-    except (BSONError, ArithmeticError, ValueError, RecursionError) as error:
-        raise _bad(f"doc_id: expected a value that MongoDB can store, got {shown(text)}") from error
-    return doc_id
 
 
 def pattern_of(text: str) -> re.Pattern[str]:
