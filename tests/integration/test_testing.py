@@ -189,12 +189,14 @@ def test_a_plain_task_is_a_message_too(shop: Shop, reactive_inline: ReactiveApp)
 def test_nothing_is_left_behind(shop: Shop, reactive_database_url: str) -> None:
     """No thread, no setting, no leader; a second block begins at once."""
     shop.task("sync", succeed, debounce="7s")
+    before = set(threading.enumerate())
     for _ in range(2):
         with configured(shop.app, reactive_mongodb_url=reactive_database_url), fast(), run_inline(shop.app) as handle:
             assert handle.registry.get("sync").debounce.total_seconds() == 0
             orders(shop).insert_one({})
             wait_until_idle(shop.app)
-    left = {thread.name for thread in threading.enumerate() if thread.name.startswith(("inline", "reactive"))}
+    more = set(threading.enumerate()) - before
+    left = {thread.name for thread in more if thread.name.startswith(("inline", "reactive"))}
     # The worker's heartbeat has one thread for the process, which sleeps.
     assert left <= {"reactive-heartbeat"}
     assert shop.app.conf.broker_url == "redis://127.0.0.1:1"
