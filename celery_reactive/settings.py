@@ -58,6 +58,9 @@ class Settings:
     """Wraps every execution (B-37)."""
     task_filter: Callable[..., Any] | str | None = None
     """Holds a task's records back while it returns false (B-37)."""
+    redact: tuple[str, ...] = ()
+    """Names of fields whose values dashboard and command line do not show, besides the usual secrets (`password`,
+    `token`, `api_key`, …); parts of names count."""
     metrics_enabled: bool = True
     """Whether this process counts for Prometheus, and answers it."""
     metrics_scrape_mode: str = "cluster"
@@ -241,6 +244,13 @@ def _interval(key: str, value: Any) -> timedelta | str:
     return _duration(timedelta(seconds=1))(key, value)
 
 
+def _names(key: str, value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, (list, tuple, set, frozenset)) and all(isinstance(name, str) and name for name in names):
+        return tuple(names)
+    raise ConfigurationError(key, [f"expected names of fields, got {shown(value)}"])
+
+
 _NAME = r"[^\0$ ][^\0$]*"
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "mongodb_url": _url,
@@ -257,6 +267,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "cleanup_interval": _interval,
     "task_caller": _callable,
     "task_filter": _callable,
+    "redact": _names,
     "metrics_enabled": _boolean,
     "metrics_scrape_mode": _one_of("cluster", "local"),
     "metrics_push_interval": _duration(timedelta(seconds=1)),

@@ -13,9 +13,9 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from celery_reactive.app import Reactive
-from celery_reactive.cli.output import console_for, counted, to_json
+from celery_reactive.cli.output import console_for, counted, redaction_for, to_json
 from celery_reactive.core.record import RecordKey
-from celery_reactive.management import operations
+from celery_reactive.management import operations, redacting
 from celery_reactive.management.operations import Action, Operation
 from celery_reactive.store.operations import OperationState
 
@@ -58,7 +58,8 @@ def carry_out(
     runtime = handle.runtime
     runner = None if background else operations.new_runner(runtime)
     begun = operations.start(runtime, action, asked, everything=everything, limit=limit, runner=runner)
-    ended = begun if runner is None else _run(ctx, handle, begun, runner)
+    seen = begun if runner is None else _run(ctx, handle, begun, runner)
+    ended = redacting.operation(seen, redaction_for(handle))
     if as_json:
         click.echo(to_json(ended))
     elif runner is None:

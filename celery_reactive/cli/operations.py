@@ -9,9 +9,20 @@ from click_didyoumean import DYMGroup
 from rich.markup import escape
 from rich.table import Table
 
-from celery_reactive.cli.output import console_for, counted, json_option, moment, plain_table, to_json, visible
+from celery_reactive.cli.output import (
+    console_for,
+    counted,
+    json_option,
+    moment,
+    plain_table,
+    redaction_for,
+    secrets_option,
+    to_json,
+    visible,
+    written,
+)
 from celery_reactive.cli.project import open_project
-from celery_reactive.core.record import id_to_text
+from celery_reactive.management import redacting
 from celery_reactive.management.operations import Operation
 
 
@@ -24,10 +35,13 @@ def operations() -> None:
 @click.option("--running", is_flag=True, help="Only those that have not ended.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000), help="Show so many at most.")
 @json_option
+@secrets_option
 @click.pass_context
-def list_(ctx: click.Context, *, running: bool, limit: int, as_json: bool) -> None:
+def list_(ctx: click.Context, *, running: bool, limit: int, as_json: bool, show_secrets: bool) -> None:
     """List operations, the newest first."""
-    found = open_project(ctx).operations(running=running, limit=limit)
+    handle = open_project(ctx)
+    redaction = redaction_for(handle, show_secrets=show_secrets)
+    found = [redacting.operation(one, redaction) for one in handle.operations(running=running, limit=limit)]
     if as_json:
         click.echo(to_json(found))
     elif not found:
@@ -39,10 +53,12 @@ def list_(ctx: click.Context, *, running: bool, limit: int, as_json: bool) -> No
 @operations.command()
 @click.argument("operation", metavar="ID")
 @json_option
+@secrets_option
 @click.pass_context
-def show(ctx: click.Context, *, operation: str, as_json: bool) -> None:
+def show(ctx: click.Context, *, operation: str, as_json: bool, show_secrets: bool) -> None:
     """Show one operation."""
-    found = open_project(ctx).operation(operation)
+    handle = open_project(ctx)
+    found = redacting.operation(handle.operation(operation), redaction_for(handle, show_secrets=show_secrets))
     if as_json:
         click.echo(to_json(found))
     else:
@@ -78,6 +94,6 @@ def _table(found: Sequence[Operation]) -> Table:
             f"{one.changed:,}",
             moment(one.created_at),
             escape(one.by or ""),
-            escape(id_to_text(one.asked)),
+            escape(written(one.asked)),
         )
     return table

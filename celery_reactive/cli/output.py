@@ -15,7 +15,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from celery_reactive.app import Reactive
 from celery_reactive.core.record import RecordKey, id_to_text
+from celery_reactive.core.redaction import Redaction, Unredacted
 
 _PLAIN_WIDTH = 160
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -25,6 +27,14 @@ VERBATIM = frozenset({"doc_id", "source_doc_id", "last_observed_values", "asked"
 """Fields that hold a user's values, of any BSON type: shown as relaxed extended JSON, which keeps the types apart."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+secrets_option = click.option(
+    "--show-secrets", is_flag=True, help="Show the values of fields such as password and token, too; they are masked."
+)
+
+
+def redaction_for(handle: Reactive, *, show_secrets: bool = False) -> Redaction:
+    """Return what masks the user's secrets in what is printed; nothing is masked where *show_secrets* is asked for."""
+    return Unredacted() if show_secrets else Redaction(handle.runtime.settings.redact)
 
 
 def console_for(ctx: click.Context) -> Console:
@@ -64,6 +74,11 @@ def _field(name: str, value: object) -> Any:
 
 def _verbatim(value: object) -> Any:
     return json.loads(id_to_text(value))
+
+
+def written(value: object) -> str:
+    """Return a value of the user's as people write it: relaxed extended JSON in their own letters."""
+    return visible(json.dumps(_verbatim(value), ensure_ascii=False))
 
 
 def visible(text: str) -> str:

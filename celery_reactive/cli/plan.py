@@ -7,9 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from celery_reactive.cli.output import console_for, json_option, plain_table, to_json
+from celery_reactive.cli.output import console_for, json_option, plain_table, to_json, written
 from celery_reactive.cli.project import TaskName, open_project
-from celery_reactive.core.record import id_to_text
 from celery_reactive.management import plan as planning
 from celery_reactive.management.plan import PlanReport
 
@@ -57,7 +56,7 @@ def _show(report: PlanReport, console: Console) -> None:
     for name, meaning in _ROWS.items():
         number = getattr(report, name)
         if number or name != "failing":
-            examples = ", ".join(id_to_text(one) for one in report.samples.get(name, ()))
+            examples = ", ".join(written(one) for one in report.samples.get(name, ()))
             table.add_row(f"{number:,}", meaning, escape(examples))
     console.print(table)
     console.print(f"\n{report.documents:,} documents looked at, nothing written")

@@ -12,12 +12,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from celery_reactive.cli.output import console_for, json_option, moment, plain_table, to_json, visible
+from celery_reactive.cli.output import (
+    console_for,
+    json_option,
+    moment,
+    plain_table,
+    redaction_for,
+    secrets_option,
+    to_json,
+    visible,
+    written,
+)
 from celery_reactive.cli.project import TaskName, open_project
 from celery_reactive.core.duration import format_duration
-from celery_reactive.core.record import id_to_text
 from celery_reactive.core.states import RecordState
 from celery_reactive.core.task import DEFAULT_PRIORITY
+from celery_reactive.management import redacting
 from celery_reactive.management.reconciling import ReconciliationStatus
 from celery_reactive.management.status import LeaderStatus, Status, TaskStatus, read_planning_failures, read_status
 from celery_reactive.store.unplanned import Unplanned
@@ -28,12 +38,14 @@ _CONNECT_SECONDS = 2.0
 
 @click.command()
 @json_option
+@secrets_option
 @click.option("--group", default="default", show_default=True, help="The planner group.")
 @click.pass_context
-def status(ctx: click.Context, *, as_json: bool, group: str) -> None:
+def status(ctx: click.Context, *, as_json: bool, show_secrets: bool, group: str) -> None:
     """Show leader, lag, queues, workers and controls in force."""
     handle = open_project(ctx)
-    found = read_status(handle.runtime, group=group, workers=ping(handle.app))
+    seen = read_status(handle.runtime, group=group, workers=ping(handle.app))
+    found = redacting.status(seen, redaction_for(handle, show_secrets=show_secrets))
     if as_json:
         click.echo(to_json(found))
     else:
@@ -42,13 +54,16 @@ def status(ctx: click.Context, *, as_json: bool, group: str) -> None:
 
 @click.command()
 @json_option
+@secrets_option
 @click.option("--task", type=TaskName(), help="Only this task's.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="Show so many at most.")
 @click.pass_context
-def failures(ctx: click.Context, *, as_json: bool, task: str | None, limit: int) -> None:
+def failures(ctx: click.Context, *, as_json: bool, show_secrets: bool, task: str | None, limit: int) -> None:
     """List the documents that could not be planned."""
     handle = open_project(ctx)
-    found = read_planning_failures(handle.runtime, task=task, limit=limit)
+    redaction = redaction_for(handle, show_secrets=show_secrets)
+    seen = read_planning_failures(handle.runtime, task=task, limit=limit)
+    found = [redacting.failure(one, redaction) for one in seen]
     if as_json:
         click.echo(to_json(found))
     elif not found:
@@ -166,7 +181,7 @@ def _failures_table(found: Sequence[Unplanned]) -> Table:
     for one in found:
         table.add_row(
             escape(one.key.task),
-            escape(id_to_text(one.key.doc_id)),
+            escape(written(one.key.doc_id)),
             one.reason.value,
             moment(one.since),
             str(one.tries),

@@ -15,13 +15,24 @@ from rich.table import Table
 from celery_reactive.app import Reactive
 from celery_reactive.cli import bulk
 from celery_reactive.cli.filters import DocId, filter_options, given_id
-from celery_reactive.cli.output import console_for, json_option, moment, plain_table, to_json, visible
+from celery_reactive.cli.output import (
+    console_for,
+    json_option,
+    moment,
+    plain_table,
+    redaction_for,
+    secrets_option,
+    to_json,
+    visible,
+    written,
+)
 from celery_reactive.cli.project import TaskName, open_project
 from celery_reactive.core.doc_id import other_reading
 from celery_reactive.core.duration import parse_duration
-from celery_reactive.core.record import RecordKey, id_to_text
+from celery_reactive.core.record import RecordKey
 from celery_reactive.core.states import RecordState
 from celery_reactive.errors import ConfigurationError
+from celery_reactive.management import redacting
 from celery_reactive.management.cleanup import count_purge, purge_sample
 from celery_reactive.management.listing import MAX_LIMIT, MAX_SKIP, Page, TaskRecord
 from celery_reactive.management.operations import Action
@@ -70,6 +81,7 @@ def tasks() -> None:
 @click.option("--after", help="Go on after the page whose `next` this is.")
 @click.option("--sort", default="nextRunAt", show_default=True, help="Field to sort by; -field for descending.")
 @json_option
+@secrets_option
 @click.pass_context
 def list_(
     ctx: click.Context,
@@ -80,10 +92,13 @@ def list_(
     after: str | None,
     sort: str,
     as_json: bool,
+    show_secrets: bool,
 ) -> None:
     """List records."""
+    handle = open_project(ctx)
     order = (sort.removeprefix("-"), -1 if sort.startswith("-") else 1)
-    page = open_project(ctx).get_tasks(limit=limit, skip=skip, after=after, sort=order, **chosen)
+    found = handle.get_tasks(limit=limit, skip=skip, after=after, sort=order, **chosen)
+    page = redacting.page(found, redaction_for(handle, show_secrets=show_secrets))
     if as_json:
         click.echo(to_json(page))
     else:
@@ -94,17 +109,19 @@ def list_(
 @click.argument("task", type=TaskName())
 @click.argument("doc_id", type=DocId())
 @json_option
+@secrets_option
 @click.pass_context
-def show(ctx: click.Context, *, task: str, doc_id: Any, as_json: bool) -> None:
+def show(ctx: click.Context, *, task: str, doc_id: Any, as_json: bool, show_secrets: bool) -> None:
     """Show everything that is stored of TASK for the document DOC_ID."""
     handle, wanted = open_project(ctx), given_id(doc_id)
     page = handle.get_tasks(task=task, doc_id=wanted, limit=1)
     if not page.items:
         raise click.ClickException(f"no record of {RecordKey(task, wanted)}{_hint(wanted)}")
+    record = redacting.record(page.items[0], redaction_for(handle, show_secrets=show_secrets))
     if as_json:
-        click.echo(to_json(page.items[0]))
+        click.echo(to_json(record))
     else:
-        _show_record(page.items[0], console_for(ctx))
+        _show_record(record, console_for(ctx))
 
 
 @tasks.command()
@@ -121,11 +138,12 @@ def count(ctx: click.Context, *, chosen: dict[str, Any], as_json: bool) -> None:
 @click.argument("task", type=TaskName())
 @click.argument("doc_id", type=DocId())
 @json_option
+@secrets_option
 @click.pass_context
-def explain(ctx: click.Context, *, task: str, doc_id: Any, as_json: bool) -> None:
+def explain(ctx: click.Context, *, task: str, doc_id: Any, as_json: bool, show_secrets: bool) -> None:
     """Tell why TASK ran, will run or will not for the document DOC_ID."""
-    wanted = given_id(doc_id)
-    found = open_project(ctx).explain(task, wanted)
+    handle, wanted = open_project(ctx), given_id(doc_id)
+    found = redacting.explanation(handle.explain(task, wanted), redaction_for(handle, show_secrets=show_secrets))
     if as_json:
         click.echo(to_json(found))
         return
@@ -247,7 +265,7 @@ def _table(page: Page) -> Table:
     for record in page.items:
         table.add_row(
             escape(record.task),
-            escape(id_to_text(record.source_doc_id)),
+            escape(written(record.source_doc_id)),
             f"[{_COLOURS[record.status]}]{record.status}[/]",
             str(record.attempts),
             "" if record.next_run_at is None else moment(record.next_run_at),
@@ -290,11 +308,11 @@ def _facts(record: TaskRecord) -> list[tuple[str, str]]:
     }
     return [
         ("task", record.task),
-        ("document", f"{id_to_text(record.source_doc_id)} of {record.collection}"),
+        ("document", f"{written(record.source_doc_id)} of {record.collection}"),
         ("status", " ".join([record.status.value, *flags])),
         ("attempts", str(record.attempts)),
         *((name, moment(when)) for name, when in times.items() if when is not None),
-        ("watched values", id_to_text(record.last_observed_values)),
+        ("watched values", written(record.last_observed_values)),
         *([("last error", f"{record.last_error_type or 'error'}: {record.last_error}")] if record.last_error else []),
     ]
 

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from celery_reactive.core.record import id_to_text
+from celery_reactive.core.redaction import Redaction
 from celery_reactive.dashboard.actions import Done
-from celery_reactive.dashboard.redaction import Redaction
 from celery_reactive.dashboard.schedule import ScheduleEntry
 from celery_reactive.management.activity import Activity
 from celery_reactive.management.error_groups import ErrorGroups

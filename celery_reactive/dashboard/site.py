@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from celery_reactive.core.record import id_to_text
+from celery_reactive.core.redaction import Redaction
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.dashboard import actions, wording
 from celery_reactive.dashboard.access import USER, Action, Permission, RefusedError
@@ -22,7 +24,6 @@ from celery_reactive.dashboard.guard import BODY, PERMISSION, is_api
 from celery_reactive.dashboard.options import Options
 from celery_reactive.dashboard.parameters import Fields
 from celery_reactive.dashboard.recent import Recent
-from celery_reactive.dashboard.redaction import Redaction
 from celery_reactive.dashboard.schedule import ScheduleEntry
 from celery_reactive.dashboard.selecting import key_text
 from celery_reactive.dashboard.wording import ENOUGH
@@ -68,7 +69,6 @@ class Site:
     def __init__(self, source: Source, options: Options) -> None:
         self.source = source
         self.options = options
-        self.redaction = Redaction(options.redact)
         self.recent = Recent()
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"),
@@ -78,7 +78,19 @@ class Site:
             lstrip_blocks=True,
         )
         self._templates.globals.update(options=options, wording=wording, id_to_text=id_to_text, key_text=key_text)
-        self._templates.filters["redacted"] = self.redaction.text
+        self._templates.filters["redacted"] = self._masked
+
+    def _masked(self, text: str) -> str:
+        return self.redaction.text(text)
+
+    @functools.cached_property
+    def redaction(self) -> Redaction:
+        """What is not shown: by the setting, and by the option of this dashboard.
+
+        Raises:
+            RefusedError: The app's settings or tasks are wrong.
+        """
+        return Redaction((*self.runtime.settings.redact, *self.options.redact))
 
     @property
     def runtime(self) -> Runtime:

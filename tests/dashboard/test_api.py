@@ -17,10 +17,10 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.testclient import TestClient
 
+from celery_reactive.core.redaction import MASK
 from celery_reactive.core.states import RecordState
 from celery_reactive.dashboard import openapi
 from celery_reactive.dashboard.access import Action
-from celery_reactive.dashboard.redaction import MASK
 from tests.dashboard.conftest import FAILED_ID, SECRET, MakeClient, Shop
 
 EXAMPLES = 12

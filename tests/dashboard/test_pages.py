@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 from starlette.testclient import TestClient
 
-from celery_reactive import signals
+from celery_reactive import Reactive, signals
 from celery_reactive.core.states import RecordState
 from celery_reactive.management import activity as activities
 from tests.dashboard.conftest import EVIL, FAILED_ID, SECRET, MakeClient, Shop, document
@@ -282,6 +282,13 @@ def test_more_fields_can_be_masked(make_client: MakeClient) -> None:
     """B-57: `redact` adds names to the usual ones."""
     assert "evil" not in record_page(make_client(redact=["note"]), str(FAILED_ID))
     assert "evil" in record_page(make_client(), str(FAILED_ID))
+
+
+def test_the_setting_masks_more_fields(make_client: MakeClient, app: Celery) -> None:
+    """B-57: `reactive_redact` counts for dashboard and command line alike."""
+    app.conf.reactive_redact = ["note"]
+    with Reactive.of(app).made_anew():
+        assert "evil" not in record_page(make_client(), str(FAILED_ID))
 
 
 def test_what_was_run_lately_is_told_in_steps(visitor: TestClient) -> None:

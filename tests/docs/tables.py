@@ -44,6 +44,7 @@ KINDS = {
     "int": "integer",
     "bool": "`True` or `False`",
     "str": "string",
+    "tuple[str, ...]": "list of strings",
     "Callable[..., Any]": "callable",
     "Callable[[], Any]": "callable",
 }

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from bson import ObjectId
+from bson import ObjectId, Timestamp
 from celery import Celery
 from click.testing import CliRunner, Result
 
 from celery_reactive import Reactive, cli, reactive_task
 from celery_reactive.core.outcome import Exhausted, Failure
+from celery_reactive.core.redaction import MASK
 from celery_reactive.core.states import RecordState
 from celery_reactive.management import operations
+from celery_reactive.store import unplanned
 from tests.integration.bench import TOOK, Bench, Document
 
 Typed = Callable[..., Result]
@@ -141,6 +143,13 @@ def test_an_id_is_written_as_it_looks(typed: Typed, sync: Bench, doc_id: Any, wr
     assert record["status"] == "completed"
     assert "watched values  {" in typed("tasks", "show", "sync", written).stdout
     assert typed("tasks", "count", "--doc-id", written).stdout == "1\n"
+
+
+def test_values_are_shown_in_their_own_letters(typed: Typed, sync: Bench) -> None:
+    """B-51: what a person reads is what is stored."""
+    sync.handle(on("Zürich", v="你好"))
+    assert '"Zürich"' in typed("tasks", "list").stdout
+    assert '{"v": "你好"}' in typed("tasks", "show", "sync", "Zürich").stdout
 
 
 def test_an_id_of_no_record_is_told_with_the_other_reading(typed: Typed, sync: Bench) -> None:
@@ -293,6 +302,61 @@ def test_an_error_cannot_command_the_terminal(typed: Typed, sync: Bench) -> None
         assert "\\x1b[2J" in ended.stdout
         assert "é" in ended.stdout
     assert of(typed("tasks", "show", "sync", "1", "--json"))["last_error"] == message
+
+
+SECRET = "hunter2"  # noqa: S105 -- opens nothing
+
+
+@pytest.fixture
+def secretive(typed: Typed, sync: Bench) -> Typed:
+    """Commands beside a secret in each place where one may be: values, errors, a history, a filter."""
+    told = f"cannot log in with password={SECRET} at mongodb://me:{SECRET}@db"
+    sync.put(on(1, v={"token": SECRET, "api_key": SECRET, "total": 5}))
+    claim = sync.start(on(1, v={"token": SECRET, "total": 5}))
+    sync.settle(claim, Exhausted(Failure(told, "ValueError", f"Traceback\n  token='{SECRET}'"), TOOK))
+    note = {"at": Timestamp(1, 1), "gone": False, "reason": unplanned.Reason.FAILED, "error": told}
+    unplanned.note(sync.connection.globals(), sync.key(2), **note)  # type: ignore[arg-type]  # of many types
+    typed("tasks", "retry", "--source", f'{{"password": "{SECRET}"}}', "--task", "sync", "--yes")
+    typed("tasks", "retry", "--error", f"password={SECRET}x", "--yes")
+    return typed
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["for people", "as JSON"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tasks", "list"),
+        ("tasks", "show", "sync", "1"),
+        ("tasks", "explain", "sync", "1"),
+        ("tasks", "explain", "sync", "2"),
+        ("failures",),
+        ("operations", "list"),
+        ("status",),
+    ],
+    ids=" ".join,
+)
+def test_secrets_are_shown_only_where_that_is_said(secretive: Typed, words: tuple[str, ...], form: tuple[str]) -> None:
+    """B-57: the command line hides what the dashboard hides, by the same rule."""
+    shown = secretive(*words, *form)
+    assert shown.exit_code == 0, shown.output
+    assert SECRET not in shown.output
+    if words != ("status",) or form:
+        assert MASK in shown.output
+        assert SECRET in secretive(*words, *form, "--show-secrets").output
+
+
+def test_a_bulk_change_tells_no_secret_of_its_filters(secretive: Typed) -> None:
+    """B-57: what a script prints ends up in a log."""
+    asked = ("tasks", "retry", "--source", f'{{"password": "{SECRET}"}}', "--task", "sync", "--yes", "--json")
+    assert of(secretive(*asked))["asked"]["source"] == {"password": MASK}
+
+
+def test_a_setting_names_more_secrets(app: Celery, typed: Typed, sync: Bench) -> None:
+    """B-57: `reactive_redact`, besides the usual ones."""
+    app.conf.reactive_redact = ["iban_of_customer"]
+    sync.handle(on(1, v={"ibanOfCustomer": "DE00", "token": SECRET, "total": 5}))
+    values = of(typed("tasks", "show", "sync", "1", "--json"))["last_observed_values"]
+    assert values == {"v": {"ibanOfCustomer": MASK, "token": MASK, "total": 5}}
 
 
 def test_a_deployment_is_tried_dry(typed: Typed, sync: Bench) -> None:

@@ -1,6 +1,7 @@
 """What of stored values is not shown: fields by their names, and credentials inside of texts.
 
-Called wherever a value or a text of the user's leaves the dashboard, as page or as JSON.
+Called wherever a value or a text of the user's is shown to people: by the dashboard, and by management for the command
+line. What programs of the user's ask for is never masked.
 """
 
 from __future__ import annotations
@@ -71,6 +72,18 @@ class Redaction:
         if not self.is_secret(found["name"]):
             return found[0]
         return f"{found['name']}{found['sign']}{MASK}"
+
+
+class Unredacted(Redaction):
+    """Masks nothing: for whoever has asked to see everything."""
+
+    def is_secret(self, name: str) -> bool:
+        """Return false."""
+        return False
+
+    def text(self, text: str) -> str:
+        """Return *text* as it is."""
+        return text
 
 
 def _letters(name: str) -> str:

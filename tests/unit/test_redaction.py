@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_reactive.dashboard.redaction import MASK, Redaction
+from celery_reactive.core.redaction import MASK, Redaction
 
 
 @pytest.mark.parametrize(
