@@ -76,6 +76,8 @@ check-types: $(STAMP)
 check-layers: $(STAMP)
 	$(BIN)/lint-imports
 
+tools/check_site.py: docs
+
 $(CHECKS): $(STAMP)
 	$(BIN)/python $@
 

@@ -24,11 +24,10 @@ author = "The celery-reactive authors"
 project_copyright = author
 release = importlib.metadata.version("celery-reactive")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.mermaid"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 default_role = "code"
 
 myst_heading_anchors = 4
-myst_fence_as_directive = ["mermaid"]
 myst_enable_extensions = ["colon_fence"]
 
 autodoc_typehints = "signature"
