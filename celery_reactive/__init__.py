@@ -11,6 +11,7 @@ from celery_reactive.core.batch import Batch
 from celery_reactive.core.policies import CleanupPolicy, Evolution
 from celery_reactive.core.retry import RetryPolicy
 from celery_reactive.errors import (
+    ArgumentError,
     ConfigurationError,
     DocumentInvalidError,
     ForeignRecordsError,
@@ -35,6 +36,7 @@ from celery_reactive.worker.context import TaskContext
 
 __all__ = [
     "METRICS_CONTENT_TYPE",
+    "ArgumentError",
     "Batch",
     "CleanupPolicy",
     "ConfigurationError",

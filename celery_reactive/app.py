@@ -22,7 +22,7 @@ from celery_reactive.core.registry import Registry
 from celery_reactive.core.suggest import listed, shown
 from celery_reactive.core.task import DEFAULT_GROUP, ReactiveTask
 from celery_reactive.dashboard.schedule import ScheduleEntry
-from celery_reactive.errors import ConfigurationError, ReactiveError
+from celery_reactive.errors import ArgumentError, ConfigurationError, ReactiveError
 from celery_reactive.events import Event
 from celery_reactive.management import by_hand, cleanup, controls, listing, operations, reconciling
 from celery_reactive.management import explain as explaining
@@ -920,7 +920,7 @@ class Reactive:
         scheduler = scheduler_of(self._app, self._knowing_all_tasks())
         entry = scheduler.schedule.get(name)
         if entry is None:
-            raise ConfigurationError("entry", [f"expected {_one_of(scheduler.schedule)}, got {name!r}"])
+            raise ArgumentError("entry", [f"expected {_one_of(scheduler.schedule)}, got {name!r}"])
         try:
             sent = scheduler.apply_async(entry, advance=False)
         except (SchedulingError, OSError) as error:

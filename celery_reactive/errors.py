@@ -5,6 +5,7 @@
     * ForeignRecordsError         a records collection holds documents that are not ours; it was left untouched
     * ServerTooOldError           the server lacks what the package needs
     * NotAReplicaSetError         the server has no change streams: a standalone node, or a sharded cluster
+    * ArgumentError               an argument of a call has no meaning; nothing was read or changed
   * UnknownTaskError              no such reactive task; the message lists the known ones
   * StoreUnavailableError         MongoDB did not answer; the statement may have been applied
     * StoreBusyError              a lock or a time limit stopped the statement
@@ -71,6 +72,10 @@ class ServerTooOldError(ConfigurationError):
 
 class NotAReplicaSetError(ConfigurationError):
     """The MongoDB server is no replica set, so that it cannot tell of changes (B-65). Nothing was started."""
+
+
+class ArgumentError(ConfigurationError):
+    """An argument of a call has no meaning. Nothing was read or changed."""
 
 
 class UnknownTaskError(ReactiveError):

@@ -69,7 +69,7 @@ def trigger(ctx: click.Context, *, name: str) -> None:
     entry = scheduler.schedule.get(name)
     if entry is None:
         known = sorted(scheduler.schedule)
-        raise click.ClickException(f"no entry {name!r}{did_you_mean(name, known)} (known: {listed(known) or 'none'})")
+        raise click.UsageError(f"no entry {name!r}{did_you_mean(name, known)} (known: {listed(known) or 'none'})")
     sent = scheduler.apply_async(entry, advance=False)
     click.echo(f"{entry.task} sent, id {sent.id}")
 

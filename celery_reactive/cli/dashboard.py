@@ -18,7 +18,6 @@ import click
 
 from celery_reactive.cli.project import open_project
 from celery_reactive.core.task import DEFAULT_GROUP
-from celery_reactive.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -94,7 +93,7 @@ def _credentials() -> dict[str, Any]:
         pairs = [user.partition(":") for user in users]
         if not all(name and password for name, _, password in pairs):
             # Not shown: there are passwords in it.
-            raise ConfigurationError(USERS, ['expected "name:password", several separated by spaces'])
+            raise click.UsageError(f'{USERS}: expected "name:password", several separated by spaces')
         found["users"] = {name: password for name, _, password in pairs}
     tokens = os.environ.get(TOKENS, "").split()
     if tokens:

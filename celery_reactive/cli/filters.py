@@ -15,6 +15,7 @@ from celery_reactive.core.doc_id import read_doc_id
 from celery_reactive.core.record import EXACT_EJSON
 from celery_reactive.core.states import RecordState
 from celery_reactive.errors import ConfigurationError
+from celery_reactive.management.selection import read_pattern
 
 
 class DocId(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.2
@@ -110,7 +111,4 @@ def _error(text: str | None, *, is_pattern: bool) -> str | re.Pattern[str] | Non
         return text
     if text is None:
         raise click.UsageError("--regex: expected --error beside it")
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise click.UsageError(f"--error: expected a regular expression, got {text!r}: {error}") from error
+    return read_pattern(text)

@@ -1,13 +1,14 @@
 """Failures as one message on stderr: what, expected, got, remedy; a traceback only where it is asked for.
 
-Exit codes: 0 success, 1 failure, 2 wrong use. The groups of the command line are `GuardedGroup`s, so that a
-command lets errors through. No message may show a password.
+Exit codes: 0 success, 1 failure, 2 wrong use: what was typed has no meaning, and nothing was done. The groups of the
+command line are `GuardedGroup`s, so that a command lets errors through. No message may show a password.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
@@ -16,7 +17,13 @@ import click
 from click_didyoumean import DYMGroup
 
 from celery_reactive.app import Reactive
-from celery_reactive.errors import ConfigurationError, ReactiveError, StoreUnavailableError
+from celery_reactive.errors import (
+    ArgumentError,
+    ConfigurationError,
+    ReactiveError,
+    StoreUnavailableError,
+    UnknownTaskError,
+)
 from celery_reactive.planner.publish import BrokerUnavailableError
 
 _USERINFO = re.compile(r"(?<=://)[^\s'\"]*@")
@@ -38,14 +45,17 @@ class GuardedGroup(DYMGroup):
         """Run the command that was named.
 
         Raises:
-            ClickException: An expected failure as a message; click shows it and ends with its code.
+            UsageError: What was typed names nothing, or has no meaning.
+            ClickException: Another expected failure as a message; click shows it and ends with its code.
         """
         try:
             return super().invoke(ctx)
         except ReactiveError as error:
             if ctx.params["traceback"]:
-                raise
-            raise click.ClickException(describe(error, _handle_of(ctx))) from error
+                traceback.print_exception(error)
+            is_misuse = isinstance(error, (ArgumentError, UnknownTaskError))
+            kind = click.UsageError if is_misuse else click.ClickException
+            raise kind(describe(error, _handle_of(ctx))) from error
 
 
 def describe(error: ReactiveError, handle: Reactive | None = None) -> str:

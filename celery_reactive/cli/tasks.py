@@ -31,7 +31,7 @@ from celery_reactive.core.doc_id import other_reading
 from celery_reactive.core.duration import parse_duration
 from celery_reactive.core.record import RecordKey
 from celery_reactive.core.states import RecordState
-from celery_reactive.errors import ConfigurationError
+from celery_reactive.errors import ArgumentError, ConfigurationError
 from celery_reactive.management import redacting
 from celery_reactive.management.cleanup import count_purge, purge_sample
 from celery_reactive.management.listing import MAX_LIMIT, MAX_SKIP, Page, TaskRecord
@@ -195,7 +195,7 @@ def purge(ctx: click.Context, /, *, task: str, yes: bool, background: bool, as_j
     handle = open_project(ctx)
     try:
         number = count_purge(handle.runtime, task, **which)
-    except ConfigurationError as error:
+    except ArgumentError as error:
         raise click.UsageError(f"{task} is declared: say --gone or --left; its other records are in use") from error
     if number and not yes:
         sample = [RecordKey(task, doc_id) for doc_id in purge_sample(handle.runtime, task, limit=bulk.SAMPLE, **which)]

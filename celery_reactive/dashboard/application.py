@@ -37,7 +37,7 @@ def make_application(source: Source, options: Mapping[str, Any]) -> ASGIApp:
         options: As `Options` lists them.
 
     Raises:
-        ConfigurationError: An option is wrong.
+        ArgumentError: An option is wrong.
     """
     checked = Options.read(options)
     site = Site(source, checked)

@@ -10,7 +10,7 @@ from typing import Any, cast
 from celery_reactive.core.suggest import did_you_mean, listed, shown
 from celery_reactive.core.task import DEFAULT_GROUP
 from celery_reactive.dashboard.access import Authorize
-from celery_reactive.errors import ConfigurationError
+from celery_reactive.errors import ArgumentError
 
 _LEAST_TOKEN = 16
 
@@ -43,7 +43,7 @@ class Options:
         """Return *options*, checked.
 
         Raises:
-            ConfigurationError: Lists everything that is wrong.
+            ArgumentError: Lists everything that is wrong.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         problems = [
@@ -59,7 +59,7 @@ class Options:
                 except ValueError as error:
                     problems.append(f"{name}: {error}")
         if problems:
-            raise ConfigurationError("dashboard", problems)
+            raise ArgumentError("dashboard", problems)
         return cls(**values)
 
 

@@ -16,10 +16,10 @@ from celery_reactive.core.doc_id import read_doc_id
 from celery_reactive.core.suggest import did_you_mean, listed, shown
 from celery_reactive.dashboard.access import RefusedError
 from celery_reactive.errors import ConfigurationError
+from celery_reactive.management.selection import read_pattern
 
 LONGEST_TEXT = 4000
 """Characters of a text to search for, a name, a template."""
-LONGEST_PATTERN = 200
 MOST_FIELDS = 500
 
 _TRUE, _FALSE = frozenset({"true", "1", "on", "yes"}), frozenset({"false", "0", "off", "no"})
@@ -195,12 +195,10 @@ def pattern_of(text: str) -> re.Pattern[str]:
     Raises:
         RefusedError: It is too long, or none.
     """
-    if len(text) > LONGEST_PATTERN:
-        raise _bad(f"error: expected a pattern of at most {LONGEST_PATTERN} characters, got {len(text)}")
     try:
-        return re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise _bad(f"error: expected a regular expression: {error}") from error
+        return read_pattern(text)
+    except ConfigurationError as error:
+        raise _bad(str(error)) from error
 
 
 def _text(name: str, value: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from celery_reactive.core.record import RecordKey
 from celery_reactive.core.suggest import shown
 from celery_reactive.core.task import ReactiveTask
-from celery_reactive.errors import ConfigurationError
+from celery_reactive.errors import ArgumentError
 from celery_reactive.events import ManualAction
 from celery_reactive.management.pages import Batch, pages
 from celery_reactive.management.selection import Selection, TaskFilters, select
@@ -41,7 +41,7 @@ def retry_tasks(runtime: Runtime, filters: TaskFilters, *, everything: bool = Fa
 
     Raises:
         UnknownTaskError: A named task does not exist; the message lists the known ones. Nothing was changed.
-        ConfigurationError: A filter has no meaning, or there is none. Nothing was changed.
+        ArgumentError: A filter has no meaning, or there is none. Nothing was changed.
         StoreBusyError: A page was not found within the time limit; a part may have been changed.
         StoreUnavailableError: MongoDB does not answer; a part may have been changed.
         StatementFailedError: The server refuses `source` or the pattern, or a value cannot be sent to it.
@@ -64,7 +64,7 @@ def discard_tasks(runtime: Runtime, filters: TaskFilters, *, everything: bool = 
 
     Raises:
         UnknownTaskError: A named task does not exist; the message lists the known ones. Nothing was changed.
-        ConfigurationError: A filter has no meaning, or there is none. Nothing was changed.
+        ArgumentError: A filter has no meaning, or there is none. Nothing was changed.
         StoreBusyError: A page was not found within the time limit; a part may have been changed.
         StoreUnavailableError: MongoDB does not answer; a part may have been changed.
         StatementFailedError: The server refuses `source` or the pattern, or a value cannot be sent to it.
@@ -126,13 +126,13 @@ def chosen(runtime: Runtime, filters: TaskFilters, *, everything: object) -> Sel
 
     Raises:
         UnknownTaskError: A named task does not exist; the message lists the known ones.
-        ConfigurationError: A filter has no meaning, or there is none.
+        ArgumentError: A filter has no meaning, or there is none.
     """
     if not isinstance(everything, bool):
-        raise ConfigurationError("all", [f"expected True or False, got {shown(everything)}"])
+        raise ArgumentError("all", [f"expected True or False, got {shown(everything)}"])
     selection = select(runtime, filters)
     if selection.is_everything and not everything:
-        raise ConfigurationError("all", ["expected a filter, got none; for every record of every task say all=True"])
+        raise ArgumentError("all", ["expected a filter, got none; for every record of every task say all=True"])
     return selection
 
 

@@ -16,7 +16,7 @@ from bson import Timestamp
 
 from celery_reactive.core.duration import Duration, parse_duration
 from celery_reactive.core.task import ReactiveTask
-from celery_reactive.errors import ConfigurationError, StatementFailedError, StoreBusyError, UnknownTaskError
+from celery_reactive.errors import ArgumentError, StatementFailedError, StoreBusyError, UnknownTaskError
 from celery_reactive.events import CleanupFinished, ManualAction
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, orphans, records
@@ -96,8 +96,8 @@ def purge(
 
     Raises:
         UnknownTaskError: No task of this name is declared or was; the message lists those there are.
-        ConfigurationError: The task is declared, and neither *gone* nor *left* is asked for, or *older_than* is no
-            duration. Nothing was removed.
+        ArgumentError: The task is declared, and neither *gone* nor *left* is asked for. Nothing was removed.
+        ConfigurationError: *older_than* is no duration. Nothing was removed.
         StoreUnavailableError: MongoDB does not answer; a part may have been removed.
     """
     number = 0
@@ -131,7 +131,7 @@ def purge_pages(
 
     Raises:
         UnknownTaskError: As `purge`.
-        ConfigurationError: As `purge`.
+        ArgumentError: As `purge`.
         StoreUnavailableError: MongoDB does not answer; the pages already yielded are done.
     """
     stored, criteria = _asked_for(runtime, task, gone=gone, left=left, older_than=older_than)
@@ -145,7 +145,7 @@ def count_purge(
 
     Raises:
         UnknownTaskError: As `purge`.
-        ConfigurationError: As `purge`.
+        ArgumentError: As `purge`.
         StoreUnavailableError: MongoDB does not answer, or not within its time limit.
     """
     stored, criteria = _asked_for(runtime, task, gone=gone, left=left, older_than=older_than)
@@ -171,7 +171,7 @@ def purge_sample(
 
     Raises:
         UnknownTaskError: As `purge`.
-        ConfigurationError: As `purge`.
+        ArgumentError: As `purge`.
         StoreUnavailableError: MongoDB does not answer.
     """
     stored, criteria = _asked_for(runtime, task, gone=gone, left=left, older_than=older_than)
@@ -195,9 +195,7 @@ def _asked_for(
     age = timedelta(0) if older_than is None else parse_duration(older_than, name="older_than")
     if name in {task.name for task in runtime.registry}:
         if not (gone or left):
-            raise ConfigurationError(
-                name, ["expected gone or left, as the task is declared: its other records are in use"]
-            )
+            raise ArgumentError(name, ["expected gone or left, as the task is declared: its other records are in use"])
         return _stored(runtime, runtime.registry.get(name)), Criteria(gone, left, age)
     return _formerly_declared(runtime, name), Criteria(gone, left, age)
 

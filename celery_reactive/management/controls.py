@@ -16,7 +16,7 @@ from celery_reactive.core.limits import UNLIMITED, Overrides, Rate, Unlimited
 from celery_reactive.core.options import Options, read_integer
 from celery_reactive.core.suggest import listed
 from celery_reactive.core.task import HIGHEST_PRIORITY
-from celery_reactive.errors import ConfigurationError
+from celery_reactive.errors import ArgumentError, ConfigurationError
 from celery_reactive.events import TaskLimited, TaskPaused, TaskThrottled
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import definitions, queries
@@ -81,7 +81,7 @@ def limit(runtime: Runtime, task: str, changes: Mapping[str, object]) -> Overrid
 
     Raises:
         UnknownTaskError: There is no such task; the message lists the known ones. Nothing was changed.
-        ConfigurationError: A value is no limit, or there is none; all that is wrong is listed. Nothing was changed.
+        ArgumentError: A value is no limit, or there is none; all that is wrong is listed. Nothing was changed.
         StoreUnavailableError: The limits may be in force or not.
     """
     name = runtime.registry.get(task).name
@@ -89,12 +89,19 @@ def limit(runtime: Runtime, task: str, changes: Mapping[str, object]) -> Overrid
     if not changes:
         given.refuse(f"expected one of {listed(_READERS)} at least")
     read = {option: given.read(option, reader, None) for option, reader in _READERS.items() if option in changes}
-    given.check()
+    _refuse_wrong(given)
     in_force = definitions.set_limits(runtime.connection.globals(), name, read)
     rate = None if in_force.rate is None else str(in_force.rate)
     runtime.emit(TaskLimited(name, rate, in_force.concurrency, in_force.priority))
     wake_if_possible(runtime.connection.globals(), name)
     return in_force
+
+
+def _refuse_wrong(given: Options) -> None:
+    try:
+        given.check()
+    except ConfigurationError as error:
+        raise ArgumentError(error.subject, error.problems) from error
 
 
 def _or_declared(reader: Callable[[object, str], T]) -> Callable[[object, str], T | None]:
@@ -123,7 +130,7 @@ def _server_time_of(runtime: Runtime, delay: Duration | datetime) -> datetime:
     if isinstance(delay, datetime):
         if delay.tzinfo is None:
             problem = f"expected a duration or an aware datetime, got {delay!r}; add tzinfo=datetime.UTC"
-            raise ConfigurationError("delay", [problem])
+            raise ArgumentError("delay", [problem])
         return in_utc(delay)
     length = parse_duration(delay, name="delay")
     return queries.server_time(runtime.connection.globals()) + length

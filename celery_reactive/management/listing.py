@@ -20,7 +20,7 @@ from bson.errors import BSONError
 from celery_reactive.core.record import CODEC, RecordKey
 from celery_reactive.core.states import RecordState
 from celery_reactive.core.suggest import did_you_mean, listed, shown
-from celery_reactive.errors import ConfigurationError, StoreBusyError
+from celery_reactive.errors import ArgumentError, StoreBusyError
 from celery_reactive.management.selection import Part, Selection, TaskFilters, select
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import queries
@@ -150,7 +150,7 @@ def get_tasks(
 
     Raises:
         UnknownTaskError: A named task does not exist; the message lists the known ones.
-        ConfigurationError: A filter, `limit`, `skip`, `after` or `sort` has no meaning, or there are too many records
+        ArgumentError: A filter, `limit`, `skip`, `after` or `sort` has no meaning, or there are too many records
             to sort them so.
         StoreBusyError: Not found within the time limit; narrow the filters.
         StoreUnavailableError: MongoDB does not answer.
@@ -177,7 +177,7 @@ def count_tasks(runtime: Runtime, filters: TaskFilters) -> int:
 
     Raises:
         UnknownTaskError: A named task does not exist; the message lists the known ones.
-        ConfigurationError: A filter has no meaning.
+        ArgumentError: A filter has no meaning.
         StoreBusyError: Not counted within the time limit; narrow the filters.
         StoreUnavailableError: MongoDB does not answer.
         StatementFailedError: The server refuses `source` or the pattern, or a value cannot be sent to it.
@@ -193,7 +193,7 @@ def _refuse_long_sort(selection: Selection, order: Order, total: int) -> None:
             f"expected at most {MAX_SORTED} records to sort by {order.field!r}, got {total}; narrow the filters, or"
             " sort by 'nextRunAt', pending records by 'dueAt', completed and failed ones by 'lastFinalizedAt'"
         )
-        raise ConfigurationError("sort", [problem])
+        raise ArgumentError("sort", [problem])
 
 
 def _count(runtime: Runtime, selection: Selection) -> int:
@@ -360,7 +360,7 @@ def _order(sort: object) -> Order:
         case (str(field), 1 | -1 as direction) if not isinstance(direction, bool):
             return Order(_sortable(field), descending=direction == -1)
         case _:
-            raise ConfigurationError("sort", [f"expected a field and 1 or -1, as ('nextRunAt', 1), got {shown(sort)}"])
+            raise ArgumentError("sort", [f"expected a field and 1 or -1, as ('nextRunAt', 1), got {shown(sort)}"])
 
 
 def _sortable(field: str) -> str:
@@ -371,20 +371,20 @@ def _sortable(field: str) -> str:
             return stored
     renamed = _RENAMED.get(field)
     meant = f"; did you mean {renamed!r}?" if renamed else did_you_mean(field, SORTABLE)
-    raise ConfigurationError("sort", [f"expected one of {listed(SORTABLE)}, got {shown(field)}{meant}"])
+    raise ArgumentError("sort", [f"expected one of {listed(SORTABLE)}, got {shown(field)}{meant}"])
 
 
 def _limit(limit: object) -> int:
     if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
         return min(limit, MAX_LIMIT)
-    raise ConfigurationError("limit", [f"expected a number of 1 or more, got {shown(limit)}"])
+    raise ArgumentError("limit", [f"expected a number of 1 or more, got {shown(limit)}"])
 
 
 def _skip(skip: object) -> int:
     if isinstance(skip, int) and not isinstance(skip, bool) and 0 <= skip <= MAX_SKIP:
         return skip
     problem = f"expected a number from 0 to {MAX_SKIP}, got {shown(skip)}; go deeper with after=page.next"
-    raise ConfigurationError("skip", [problem])
+    raise ArgumentError("skip", [problem])
 
 
 def _encoded(last: tuple[Part, Place], order: Order) -> str:
@@ -399,13 +399,13 @@ def _decoded(after: object, order: Order) -> _Key:
     try:
         key = bson.decode(base64.b64decode(str(after).encode(), altchars=b"-_", validate=True), CODEC)
     except (binascii.Error, BSONError, UnicodeError) as error:
-        raise ConfigurationError("after", [problem]) from error
+        raise ArgumentError("after", [problem]) from error
     match key:
         case {"s": str(field), "d": bool(descending), "n": str(namespace), "v": value, "i": dict(record_id)}:
             pass
         case _:
-            raise ConfigurationError("after", [problem])
+            raise ArgumentError("after", [problem])
     if (field, descending) != (order.field, order.descending):
         asked = (order.field, -1 if order.descending else 1)
-        raise ConfigurationError("after", [f"expected a key made under sort={asked}, got one made under another sort"])
+        raise ArgumentError("after", [f"expected a key made under sort={asked}, got one made under another sort"])
     return _Key(namespace, Place(value, record_id))

@@ -17,7 +17,7 @@ from typing import Self
 
 from celery_reactive.core.duration import Duration, format_duration, parse_duration
 from celery_reactive.core.suggest import shown
-from celery_reactive.errors import ConfigurationError, LockAlreadyAcquiredError, StoreUnavailableError
+from celery_reactive.errors import ArgumentError, LockAlreadyAcquiredError, StoreUnavailableError
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import locks
 from celery_reactive.store.errors import time_limit
@@ -45,14 +45,14 @@ class Lock:
             expire: How long it outlives a holder that has vanished, at least a second; renewed every third of it.
 
         Raises:
-            ConfigurationError: An argument has no meaning.
+            ArgumentError: An argument has no meaning.
         """
         self._runtime = runtime
         self._key = _read_key(key)
         self._wait = parse_duration(wait, name="wait")
         self._expire = parse_duration(expire, name="expire")
         if self._expire < _LEAST_EXPIRE:
-            raise ConfigurationError("expire", [f"expected at least 1 s, got {shown(expire)}"])
+            raise ArgumentError("expire", [f"expected at least 1 s, got {shown(expire)}"])
         self._owner = ""
         self._fence = 0
         self._ended = threading.Event()
@@ -141,4 +141,4 @@ class Lock:
 def _read_key(key: object) -> str:
     if isinstance(key, str) and 0 < len(key) <= _LONGEST_KEY:
         return key
-    raise ConfigurationError("lock", [f"expected a name of 1 to {_LONGEST_KEY} characters, got {shown(key)}"])
+    raise ArgumentError("lock", [f"expected a name of 1 to {_LONGEST_KEY} characters, got {shown(key)}"])

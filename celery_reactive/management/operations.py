@@ -25,7 +25,13 @@ from bson.regex import Regex
 from celery_reactive.core.options import read_integer
 from celery_reactive.core.record import EXACT_EJSON
 from celery_reactive.core.suggest import did_you_mean, listed, shown
-from celery_reactive.errors import ConfigurationError, StatementFailedError, StoreBusyError, UnknownTaskError
+from celery_reactive.errors import (
+    ArgumentError,
+    ConfigurationError,
+    StatementFailedError,
+    StoreBusyError,
+    UnknownTaskError,
+)
 from celery_reactive.events import ManualAction
 from celery_reactive.management import by_hand, cleanup
 from celery_reactive.management.by_hand import Change
@@ -117,7 +123,7 @@ def start(
 
     Raises:
         UnknownTaskError: A named task does not exist; the message lists the known ones. Nothing was written.
-        ConfigurationError: The action, a filter or an option has no meaning. Nothing was written.
+        ArgumentError: The action, a filter or an option has no meaning. Nothing was written.
         StoreUnavailableError: It may have been written.
         StatementFailedError: The server refuses the query. Nothing was written.
     """
@@ -162,7 +168,7 @@ def run(
         The operation as it is afterwards; unchanged where somebody else runs it, or it has ended.
 
     Raises:
-        ConfigurationError: There is no such operation.
+        ArgumentError: There is no such operation.
         StoreUnavailableError: MongoDB does not answer; the leading planner goes on.
     """
     globals_ = runtime.connection.globals()
@@ -213,7 +219,7 @@ def cancel(runtime: Runtime, operation: str) -> bool:
         Whether it was still running.
 
     Raises:
-        ConfigurationError: There is no such operation.
+        ArgumentError: There is no such operation.
         StoreUnavailableError: It may have been cancelled.
     """
     cancelled = operations.cancel(runtime.connection.globals(), operation)
@@ -226,14 +232,14 @@ def get(runtime: Runtime, operation: str) -> Operation:
     """Return an operation as it is now.
 
     Raises:
-        ConfigurationError: There is none of this id.
+        ArgumentError: There is none of this id.
         StoreUnavailableError: MongoDB does not answer.
     """
     stored = operations.read(runtime.connection.globals(), operation)
     if stored is None:
         days = operations.KEPT_FOR.days
         problem = f"expected the id of an operation of the last {days} days, got {shown(operation)}"
-        raise ConfigurationError("operation", [problem])
+        raise ArgumentError("operation", [problem])
     return _operation(stored)
 
 
@@ -355,7 +361,7 @@ def _purge_asked(runtime: Runtime, asked: Mapping[str, Any], limit: int | None) 
     if limit is not None:
         problems.append("expected no limit")
     if problems:
-        raise ConfigurationError("purge", problems)
+        raise ArgumentError("purge", problems)
     older_than = asked.get("older_than")
     fixed = {
         "task": asked["task"],
@@ -392,7 +398,7 @@ def _action(action: object) -> Action:
     if isinstance(action, str) and action in set(Action):
         return Action(action)
     meant = did_you_mean(str(action), Action)
-    raise ConfigurationError("action", [f"expected one of {listed(Action)}, got {shown(action)}{meant}"])
+    raise ArgumentError("action", [f"expected one of {listed(Action)}, got {shown(action)}{meant}"])
 
 
 def _limit(limit: object) -> int | None:

@@ -18,10 +18,13 @@ from celery_reactive.core.registry import Registry
 from celery_reactive.core.states import RecordState
 from celery_reactive.core.suggest import did_you_mean, listed, shown
 from celery_reactive.core.task import ReactiveTask
-from celery_reactive.errors import ConfigurationError
+from celery_reactive.errors import ArgumentError
 from celery_reactive.runtime import Runtime
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.queries import Documents, Wanted
+
+LONGEST_PATTERN = 200
+"""Characters of a regular expression that somebody types: enough for any error, too few to keep a server busy."""
 
 
 class TaskFilters(TypedDict, total=False):
@@ -76,7 +79,7 @@ def select(runtime: Runtime, filters: TaskFilters) -> Selection:
 
     Raises:
         UnknownTaskError: A named task does not exist; the message lists the known ones.
-        ConfigurationError: A filter has no meaning, or `source` does not tell which collection it is about.
+        ArgumentError: A filter has no meaning, or `source` does not tell which collection it is about.
     """
     _refuse_unknown(filters)
     source = _source(filters.get("source"))
@@ -92,15 +95,29 @@ def select(runtime: Runtime, filters: TaskFilters) -> Selection:
     is_placed = filters.get("task") is not None or filters.get("collection") is not None
     if source is not None and len(parts) > 1 and not is_placed:
         namespaces = listed(part.namespace for part in parts)
-        raise ConfigurationError("source", [f"expected task or collection beside it, as {namespaces} are watched"])
+        raise ArgumentError("source", [f"expected task or collection beside it, as {namespaces} are watched"])
     return Selection(tuple(parts), source, is_everything=not _narrows(filters))
+
+
+def read_pattern(text: str) -> re.Pattern[str]:
+    """Return what a person typed as a regular expression on error texts; the server matches it, within a time limit.
+
+    Raises:
+        ArgumentError: It is too long, or none.
+    """
+    if len(text) > LONGEST_PATTERN:
+        raise ArgumentError("error", [f"expected a pattern of at most {LONGEST_PATTERN} characters, got {len(text)}"])
+    try:
+        return re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ArgumentError("error", [f"expected a regular expression, got {shown(text)}: {error}"]) from error
 
 
 def _refuse_unknown(filters: TaskFilters) -> None:
     known = TaskFilters.__annotations__
     problems = [f"unknown filter {name!r}{did_you_mean(name, known)}" for name in filters if name not in known]
     if problems:
-        raise ConfigurationError("filters", [*problems, f"expected some of {listed(known)}"])
+        raise ArgumentError("filters", [*problems, f"expected some of {listed(known)}"])
 
 
 def _narrows(filters: TaskFilters) -> bool:
@@ -141,7 +158,7 @@ def _collections(runtime: Runtime, value: str | Iterable[str] | None) -> set[str
         for name in sorted(asked - known)
     ]
     if problems:
-        raise ConfigurationError("collection", problems)
+        raise ArgumentError("collection", problems)
     return asked
 
 
@@ -160,7 +177,7 @@ def _states(value: str | Iterable[str] | None) -> frozenset[RecordState]:
         if text not in set(RecordState)
     ]
     if problems:
-        raise ConfigurationError("status", problems)
+        raise ArgumentError("status", problems)
     return frozenset(RecordState(text) for text in texts)
 
 
@@ -169,13 +186,13 @@ def _texts(name: str, value: object) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if isinstance(texts, (list, tuple, set, frozenset)) and all(isinstance(text, str) for text in texts):
         return list(texts)
-    raise ConfigurationError(name, [f"expected a string or a list of strings, got {shown(value)}"])
+    raise ArgumentError(name, [f"expected a string or a list of strings, got {shown(value)}"])
 
 
 def _source(value: object) -> Mapping[str, Any] | None:
     if value is None or isinstance(value, Mapping):
         return value
-    raise ConfigurationError("source", [f"expected a query as a dict, got {shown(value)}"])
+    raise ArgumentError("source", [f"expected a query as a dict, got {shown(value)}"])
 
 
 def _error(value: object) -> str | Regex[str] | None:
@@ -186,10 +203,10 @@ def _error(value: object) -> str | Regex[str] | None:
             # The server matches UTF-8 anyway and knows no such flag.
             return Regex(value.pattern, value.flags & ~re.UNICODE)
         case _:
-            raise ConfigurationError("error", [f"expected a string or a compiled pattern of one, got {shown(value)}"])
+            raise ArgumentError("error", [f"expected a string or a compiled pattern of one, got {shown(value)}"])
 
 
 def _has_error(value: object) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
-    raise ConfigurationError("has_error", [f"expected True or False, got {shown(value)}"])
+    raise ArgumentError("has_error", [f"expected True or False, got {shown(value)}"])

@@ -20,7 +20,13 @@ from datetime import timedelta
 
 from celery_reactive.core.suggest import listed
 from celery_reactive.core.task import DEFAULT_GROUP, ReactiveTask
-from celery_reactive.errors import ConfigurationError, ReactiveError, StoreUnavailableError, TermEndedError
+from celery_reactive.errors import (
+    ArgumentError,
+    ConfigurationError,
+    ReactiveError,
+    StoreUnavailableError,
+    TermEndedError,
+)
 from celery_reactive.events import PlannerStarted, PlannerStopped
 from celery_reactive.planner import elect
 from celery_reactive.planner.broker import ContentsWatch
@@ -84,7 +90,7 @@ def check(runtime: Runtime, publisher: Publisher, *, group: str = DEFAULT_GROUP)
     mine = [task for task in runtime.registry if task.group == group]
     if not mine:
         groups = listed(sorted({task.group for task in runtime.registry}))
-        raise ConfigurationError(f"group {group!r}", [f"expected a planner group that has tasks, one of {groups}"])
+        raise ArgumentError(f"group {group!r}", [f"expected a planner group that has tasks, one of {groups}"])
     server.check(runtime.connection.database(), shown_url=runtime.settings.shown_url)
     publisher.check()
     fit, problems = [], []

@@ -98,7 +98,7 @@ def test_limits_are_set_by_hand(project: Project) -> None:
     ended = run(project, *REACTIVE, "-A", "proj", "limit", "job", "--rate", "declared", "--concurrency", "unlimited")
     assert ended.stdout == "job: rate declared, concurrency unlimited, priority declared\n"
     ended = run(project, *REACTIVE, "-A", "proj", "limit", "job", "--priority", "ten")
-    assert (ended.returncode, ended.stdout) == (1, "")
+    assert (ended.returncode, ended.stdout) == (2, "")
     assert "priority: expected an integer from 0 to 9, got 'ten'" in ended.stderr
 
 
@@ -124,7 +124,7 @@ def test_failures_are_listed_with_document_and_reason(project: Project) -> None:
     (failure,) = json.loads(run(project, *REACTIVE, "-A", "proj", "failures", "--json", "--task", "job").stdout)
     assert failure["key"] == {"task": "job", "doc_id": 7}
     unknown = run(project, *REACTIVE, "-A", "proj", "failures", "--task", "jop")
-    assert unknown.returncode == 1
+    assert unknown.returncode == 2
     assert "did you mean 'job'" in unknown.stderr
 
 

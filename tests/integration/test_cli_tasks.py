@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 from bson import ObjectId, Timestamp
 from celery import Celery
+from click import Argument
 from click.testing import CliRunner, Result
 
 from celery_reactive import Reactive, cli, reactive_task
+from celery_reactive.cli.project import TaskName
 from celery_reactive.core.outcome import Exhausted, Failure
 from celery_reactive.core.redaction import MASK
 from celery_reactive.core.states import RecordState
 from celery_reactive.management import operations
 from celery_reactive.store import unplanned
+from tests.docs.tables import leaves
 from tests.integration.bench import TOOK, Bench, Document
 
 Typed = Callable[..., Result]
@@ -243,7 +246,6 @@ def test_work_left_to_the_planner_is_seen_and_cancelled(typed: Typed, app: Celer
     assert typed("operations", "cancel", listed["id"]).stdout == "had ended already: cancelled\n"
     assert of(typed("operations", "show", listed["id"], "--json"))["state"] == "cancelled"
     assert operations.resume_stalled(Reactive.of(app).runtime, lambda: False) == 0
-    assert typed("operations", "show", "nothing").exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -251,28 +253,86 @@ def test_work_left_to_the_planner_is_seen_and_cancelled(typed: Typed, app: Celer
     [
         (("tasks", "list", "--task", "synk"), "did you mean 'sync'"),
         (("tasks", "list", "--status", "failt"), "failed"),
+        (("tasks", "list", "--collection", "ordres"), "did you mean 'orders'"),
         (("tasks", "list", "--sort", "scheduledAt"), "did you mean 'nextRunAt'"),
         (("tasks", "list", "--source", "{oops"), "extended JSON"),
         (("tasks", "list", "--source", "[1]"), "expected a JSON object"),
         (("tasks", "list", "--error", "(", "--regex"), "regular expression"),
+        (("tasks", "list", "--error", "x" * 201, "--regex"), "expected a pattern of at most 200 characters, got 201"),
         (("tasks", "list", "--regex"), "--error"),
         (("tasks", "list", "--limit", "0"), "--limit"),
-        (("tasks", "list", "--after", "nonsense"), "expected the `next` of a page"),
-        (("tasks", "explain", "synk", "1"), "did you mean 'sync'"),
-        (("pause", "synk"), "did you mean 'sync'"),
+        (("tasks", "list", "--after", "zzz"), "expected the `next` of a page"),
+        (("tasks", "retry", "--yes"), "--all"),
+        (("tasks", "purge", "sync", "--yes"), "--gone"),
+        (("tasks", "purge", "sync", "--gone", "--older-than", "soon"), "soon"),
+        (("tasks", "retri"), "retry"),
         (("throttle", "sync", "soon"), "soon"),
         (("throttle", "sync", "2026-01-31T12:00"), "2026-01-31T12:00Z"),
-        (("trigger", "sync", "99"), "no document that matches"),
-        (("tasks", "retri"), "retry"),
+        (("limit", "sync"), "expected one of"),
+        (("limit", "sync", "--rate", "fast"), "fast"),
+        (("limit", "sync", "--priority", "10"), "priority"),
+        (("operations", "show", "nothing"), "expected the id of an operation"),
+        (("operations", "cancel", "nothing"), "expected the id of an operation"),
+        (("beat", "trigger", "nightly"), "no entry 'nightly'"),
+        (("planner", "--group", "nope"), "expected a planner group that has tasks, one of 'default'"),
+        (("planner", "--loglevel", "LOUD"), "LOUD"),
+        (("dashboard", "--host", "0.0.0.0"), "expected credentials"),  # noqa: S104 -- it is refused
+        (("dashboard", "--flower-url", "nonsense"), "flower_url"),
+        (("schema", "planner"), "prints no JSON"),
+        (("demo", "--seconds", "0"), "--seconds"),
     ],
-    ids=" ".join,
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
 )
 def test_wrong_use_is_told_with_the_right_one(typed: Typed, words: tuple[str, ...], said: str) -> None:
-    """Bad input: one message that names the mistake, and no traceback."""
+    """B-51: one message that names the mistake, no traceback, and exit code 2."""
     ended = typed(*words)
-    assert ended.exit_code in {1, 2}
+    assert (ended.exit_code, ended.stdout) == (2, "")
     assert said in ended.stderr
-    assert "Traceback" not in ended.output
+    assert "Traceback" not in ended.stderr
+
+
+COMMANDS = dict(leaves(cli.reactive))
+OF_A_TASK = [name for name, one in COMMANDS.items() if any(isinstance(param.type, TaskName) for param in one.params)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses_an_option_that_it_does_not_have(typed: Typed, command: str) -> None:
+    """Public surface: exit code 2 wherever something was typed that has no meaning."""
+    ended = typed(*command.split(), "--nonsense")
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert "--nonsense" in ended.stderr
+
+
+@pytest.mark.parametrize("command", OF_A_TASK)
+def test_every_command_that_takes_a_task_lists_the_known(typed: Typed, command: str) -> None:
+    """B-52: an unknown task is wrong use."""
+    taken = [param for param in COMMANDS[command].params if isinstance(param, Argument)]
+    arguments = ["synk" if isinstance(param.type, TaskName) else "1m" for param in taken] or ["--task", "synk"]
+    ended = typed(*command.split(), *arguments)
+    assert (ended.exit_code, ended.stdout) == (2, ""), ended.output
+    assert "did you mean 'sync'" in ended.stderr
+    assert "known: index, sync" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("tasks", "show", "sync", "99"), ("trigger", "sync", "99"), ("doctor",), ("tasks", "retry", "--doc-id", "1")],
+    ids=" ".join,
+)
+def test_what_was_not_done_or_not_found_ends_with_one(typed: Typed, sync: Bench, words: tuple[str, ...]) -> None:
+    """Public surface: scripts tell a failure from a mistake in their own words."""
+    fail(sync, 1)
+    assert typed(*words).exit_code == 1
+
+
+@pytest.mark.parametrize("command", ["status", "doctor", "tasks list", "planner", "limit sync --rate 1/m"])
+def test_a_wrong_setting_is_no_wrong_use(typed: Typed, app: Celery, command: str) -> None:
+    """Public surface: what was typed is right, and the project is not."""
+    app.conf.reactive_batch_size = 0
+    with Reactive.of(app).made_anew():
+        ended = typed(*command.split())
+    assert ended.exit_code == 1
+    assert "reactive_batch_size" in ended.output
 
 
 def test_a_task_is_held_back_and_run_by_hand(typed: Typed, app: Celery, sync: Bench) -> None:
@@ -368,4 +428,3 @@ def test_a_deployment_is_tried_dry(typed: Typed, sync: Bench) -> None:
     report = of(typed("plan", "sync", "--json"))
     assert (report["create"], report["samples"]) == (1, {"create": [1]})
     assert sync.records.count_documents({}) == 0
-    assert typed("plan", "synk").exit_code == 1
