@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from bson import Decimal128, ObjectId, Timestamp, json_util
+from bson import Decimal128, MaxKey, ObjectId, Timestamp, json_util
 
 from celery_reactive import embedded
 from celery_reactive.core.declaration import declare
@@ -25,18 +25,23 @@ from celery_reactive.metrics.counts import Counts
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
 from celery_reactive.store import (
+    beats,
     checkpoints,
     counters,
     definitions,
+    instances,
     leadership,
     limiters,
+    locks,
     measures,
+    operations,
+    orphans,
     positions,
     records,
     unplanned,
     wake,
 )
-from celery_reactive.store.checkpoints import Checkpoint, Scanned
+from celery_reactive.store.checkpoints import Checkpoint, Part, Scanned
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.positions import Position
 from celery_reactive.store.unplanned import Reason
@@ -137,9 +142,13 @@ def _globals(connection: Connection, bench: Bench) -> None:
     for reason in Reason:
         key = RecordKey(TASK, reason.value)
         unplanned.note(globals_, key, at=Timestamp(7, 1), gone=False, reason=reason, error="$divide by zero")
+    parts = (Part({"b": 1}, 4), Part(4, MaxKey()))
+    in_parts = Checkpoint(scanned, Timestamp(1_700_000_000, 3), "", {"b": 1}, 500, 900, parts)
+    checkpoints.store(globals_, "reports", database, "orders", in_parts, term=term)
     wake.wake(globals_)
     wake.wake_reconciliation(globals_)
     _counted(globals_, term)
+    _noted(globals_, term, bench.now())
 
 
 def _counted(globals_: Any, term: int) -> None:
@@ -150,6 +159,21 @@ def _counted(globals_: Any, term: int) -> None:
         counters.push(globals_, name, counts.totals(), seq=1, push_every=timedelta(minutes=1), first=True)
     counters.retire(globals_, [one for one in counters.live(globals_) if one.name == "gone"])
     measures.store_completed(globals_, "default", {TASK: 5}, term=term)
+
+
+def _noted(globals_: Any, term: int, now: datetime) -> None:
+    worker = {"queues": ["celery"], "slots": 2, "pool": "prefork", "limited": False, "prefetch": 8, "acks_late": False}
+    facts = instances.WorkerFacts(**worker, tasks={TASK: 2}, version=RELEASE)
+    instances.announce_worker(globals_, "celery@host-1", facts)
+    instances.announce(globals_, instances.Kind.PLANNER, "host-1", {"group": "default"})
+    asked = {"asked": "{}", "by": "somebody@host-1", "limit": None, "total": 5}
+    for name, action in (("running", "retry"), ("ended", "discard")):
+        operations.create(globals_, name, action=action, runner="token", **asked)
+        operations.advance(globals_, name, "token", looked=2, changed=1, place={"task": TASK, "after": 7})
+    operations.end(globals_, "ended", "token", operations.OperationState.FAILED, error="no primary")
+    locks.acquire(globals_, "close-the-day", "host-1", timedelta(days=1))
+    beats.take(globals_, "nightly", seen=None, at=now)
+    orphans.note_time(globals_, "default", TASK, term=term)
 
 
 def dump(connection: Connection) -> Stored:
