@@ -268,6 +268,19 @@ class BrokerContentsLost(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class LoopGuarded(Event):
+    """A record was taken out: its handler's own writes have caused too many runs in a row (B-64)."""
+
+    code: ClassVar[str] = "loop_guarded"
+    level: ClassVar[int] = logging.ERROR
+    message: ClassVar[str] = "record paused, its handler triggers itself"
+    task: str
+    record: str
+    runs: int
+    """In a row, caused by the handler."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RunStarted(Event):
     """A worker claimed a record and is about to call the handler."""
 

@@ -72,6 +72,7 @@ KNOWS_BEST = {
     "lay": "lay",
     "leave": "records_planning",
     "locks": "locks",
+    "loop": "loops",
     "measures": "metrics_gauges",
     "limiter": "limits",
     "operations": "operations",
@@ -87,16 +88,53 @@ KNOWS_BEST = {
     "records.claim: pipelines.is_before": "limits",
     "records.discard": "management",
     "records.expire_sent": "records_dispatching",
+    "records.guard": "loops",
     "records.leave": "records_planning",
     "records.mark": "records_dispatching",
     "records.reprocess": "evolution",
     "records.rescue": "rescue",
+    "records.resume": "loops",
     "records.revoke": "records_by_hand",
     "records.settle_each": "records_running",
 }
 """By how a mutant's name begins, the test that is asked first."""
 LIMIT_SECONDS = 600
 CONDITIONS = {
+    "loop: in the run": (
+        '{"$and": [_IN_RUN, {"$or": [_BEFORE_ITS_END, _IN_ITS_TRANSACTION]}]}',
+        '{"$or": [_BEFORE_ITS_END, _IN_ITS_TRANSACTION]}',
+        "attempts for one change count as a loop",
+    ),
+    "loop: before its end": (
+        '{"$or": [_BEFORE_ITS_END, _IN_ITS_TRANSACTION]}',
+        "True",
+        "somebody else's writes between the runs take the record out",
+    ),
+    "loop: in its transaction": (
+        '{"$or": [_BEFORE_ITS_END, _IN_ITS_TRANSACTION]}',
+        "_BEFORE_ITS_END",
+        "a handler that completes its run in a transaction loops for ever",
+    ),
+    "loop: to the past": (
+        '{"$and": [flag("loop.again"), _BEFORE_ITS_END]}',
+        "False",
+        "a handler that defers to the past runs for ever",
+    ),
+    "loop: retried": (
+        "if_(retried, _SO_FAR, 0)",
+        "0",
+        "a failure in between lets a loop go on for ever",
+    ),
+    "loop: broken": (
+        "if_(retried, _SO_FAR, 0)",
+        "_SO_FAR",
+        "loops that somebody else's change has broken are added up",
+    ),
+    "loop: stays out": (
+        'if_(flag("guarded"), None, "$_r.plan.due")',
+        '"$_r.plan.due"',
+        "a change brings a record back that nobody has resumed",
+    ),
     "limiter: what has started": (
         '{"$add": [known, expected]}',
         "expected",

@@ -1,4 +1,4 @@
-"""Whether an update can concern a task, by the names of the changed paths alone.
+"""What a change of a document means to a task: whether it concerns it, by the names of the changed paths alone.
 
 Called by the planner for every update event and every task of the collection. Must never answer no where an update
 might matter; a needless yes only costs a statement.
@@ -7,10 +7,23 @@ might matter; a needless yes only costs a statement.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from datetime import datetime
+
+    from bson import Binary
+
+
+class Wrote(NamedTuple):
+    """The newest change of a document that a batch of the stream tells of."""
+
+    doc_id: Any
+    at: datetime
+    """The server's wall clock when it logged the change."""
+    by: Binary | None
+    """Id of the session whose transaction it was part of."""
 
 
 def concerns(changed: Collection[str], paths: frozenset[str] | None) -> bool:

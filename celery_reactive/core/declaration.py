@@ -24,6 +24,7 @@ from celery_reactive.core.task import (
     DEFAULT_DEBOUNCE,
     DEFAULT_GROUP,
     DEFAULT_HISTORY_LIMIT,
+    DEFAULT_LOOP_GUARD,
     DEFAULT_PRIORITY,
     HIGHEST_PRIORITY,
     ReactiveTask,
@@ -51,6 +52,7 @@ OPTIONS = (
     "priority",
     "rate_limit",
     "max_concurrency",
+    "loop_guard",
     "recheck_interval",
     "document_class",
     "group",
@@ -100,6 +102,7 @@ def declare(name: str, options: Mapping[str, Any]) -> ReactiveTask:
         ),
         rate_limit=given.read("rate_limit", read_rate, None),
         max_concurrency=given.read("max_concurrency", read_concurrency, None),
+        loop_guard=given.read("loop_guard", _read_loop_guard, DEFAULT_LOOP_GUARD),
         recheck_interval=given.read("recheck_interval", _read_interval, None),
         document_class=given.read("document_class", _read_document_class, None),
         group=given.read("group", read_text, DEFAULT_GROUP),
@@ -148,6 +151,10 @@ def _read_database(value: object, name: str) -> str:
 
 def _read_batch(value: object) -> Batch | None:
     return None if value is None else Batch.parse(value)
+
+
+def _read_loop_guard(value: object, name: str) -> int | None:
+    return None if value is None else read_integer(value, name, at_least=1)
 
 
 def _read_interval(value: object, name: str) -> timedelta | str | None:

@@ -102,6 +102,8 @@ class Due:
     """When the planner had to look at it."""
     waited: timedelta = timedelta(0)
     """Since then."""
+    looped: bool = False
+    """Its own runs have made it due too often in a row (B-64)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

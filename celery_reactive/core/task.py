@@ -22,6 +22,7 @@ DEFAULT_DEBOUNCE = timedelta(seconds=1)
 DEFAULT_HISTORY_LIMIT = 5
 DEFAULT_GROUP = "default"
 DEFAULT_PRIORITY, HIGHEST_PRIORITY = 4, 9
+DEFAULT_LOOP_GUARD: int | None = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -59,6 +60,8 @@ class ReactiveTask:
     """How many runs may start in a period, cluster-wide; None: no limit (B-58)."""
     max_concurrency: int | None = None
     """How many runs there may be at a time, cluster-wide; None: no limit (B-58)."""
+    loop_guard: int | None = DEFAULT_LOOP_GUARD
+    """How many runs of a document in a row its handler's own writes may cause; None: any number (B-64)."""
     recheck_interval: timedelta | str | None = None
     """How often all documents are looked at again, because the filter depends on time; `CRON …` or a length (B-59)."""
     document_class: Callable[[dict[str, Any]], Any] | None = None

@@ -23,7 +23,7 @@ from celery_reactive.core.limits import Limits
 from celery_reactive.core.record import Due, RecordKey
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreUnavailableError
-from celery_reactive.events import DispatchFailed, RecordsDispatched
+from celery_reactive.events import DispatchFailed, LoopGuarded, RecordsDispatched
 from celery_reactive.planner.patience import Complaint
 from celery_reactive.planner.plan import PlannedTask
 from celery_reactive.planner.publish import BrokerUnavailableError, Message, MessagesRefusedError, Publisher
@@ -267,17 +267,35 @@ class Dispatcher:
         target, bound = self._runtime.connection.records(flow.task), flow.bound
         now = time.monotonic()
         overdue = bound is None and now >= flow.overdue_at
-        due = records.find_due(target, flow.task.name, limit=limit, overdue=overdue, after=bound)
+        due = records.find_due(
+            target,
+            flow.task.name,
+            limit=limit,
+            overdue=overdue,
+            after=bound,
+            loop_guard=flow.task.loop_guard,
+        )
         if overdue:
             flow.overdue_at = now + _POLL_SECONDS
         if len(due) < limit:
             flow.is_backlogged, flow.bound = False, None
             if not due and bound is not None:
                 return self._find_due(flow, limit=limit)
-            return self._without_unfilled(flow, due)
+            return self._without_unfilled(flow, self._without_looped(flow, due))
         flow.is_backlogged = True
         flow.rounds_from_bound += 1
-        return due
+        return self._without_looped(flow, due)
+
+    def _without_looped(self, flow: _Flow, due: list[Due]) -> list[Due]:
+        """Take out what its own runs have made due too often in a row (B-64)."""
+        limit = flow.task.loop_guard
+        if limit is None or not any(one.looped for one in due):
+            return due
+        target = self._runtime.connection.records(flow.task)
+        for one in due:
+            if one.looped and records.guard(target, one.key, loop_guard=limit):
+                self._runtime.emit(LoopGuarded(flow.task.name, str(one.key), limit))
+        return [one for one in due if not one.looped]
 
     def _without_unfilled(self, flow: _Flow, due: list[Due]) -> list[Due]:
         """Hold back what does not fill a batch and may still wait for company (B-60); it is looked at again then."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bson import Timestamp
 
-from celery_reactive.core.changes import concerns
+from celery_reactive.core.changes import Wrote, concerns
 from celery_reactive.core.evolution import Lineage
 from celery_reactive.core.record import RecordKey
 from celery_reactive.core.task import ReactiveTask
@@ -31,6 +31,8 @@ from celery_reactive.store.unplanned import Reason, Unplanned
 
 if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,10 @@ class _Ids:
         """Return the ids that are among *others*, too."""
         return [doc_id for exact, doc_id in self._ids.items() if exact in others._ids]
 
+    def of(self, facts: Mapping[bytes, T]) -> list[T]:
+        """Return those of *facts*, by the exact form of an id, that are about one of the ids."""
+        return [fact for exact, fact in facts.items() if exact in self._ids]
+
     def without(self, others: _Ids) -> list[Any]:
         """Return the ids that are not among *others*."""
         return [doc_id for exact, doc_id in self._ids.items() if exact not in others._ids]
@@ -84,19 +90,24 @@ class Concern:
     """Those of which nothing but an insertion is told: they should have no record."""
     written: list[Any]
     """All others that were written: they may have one."""
+    last: list[Wrote]
+    """When each of these was written last."""
 
 
 def concern_of(task: ReactiveTask, changes: Iterable[Change]) -> Concern:
     """Return which documents of *changes* must be looked at for *task*."""
     deleted, inserted, written = _Ids(), _Ids(), _Ids()
+    last: dict[bytes, Wrote] = {}
     for change in changes:
         if change.kind is ChangeKind.DELETED:
             deleted.add(change.doc_id)
         elif change.kind is ChangeKind.WRITTEN and (change.paths is None or concerns(change.paths, task.paths)):
             (inserted if change.inserted else written).add(change.doc_id)
+            if change.at is not None:
+                last[RecordKey("", change.doc_id).exact] = Wrote(change.doc_id, change.at, change.session)
     for doc_id in inserted.within(deleted):
         written.add(doc_id)
-    return Concern(deleted.all(), inserted.without(written), written.all())
+    return Concern(deleted.all(), inserted.without(written), written.all(), written.of(last))
 
 
 class Planning:
@@ -148,7 +159,7 @@ class Planning:
             at_fault |= self.leave(task, deleted, at=at, gone=True, session=session)
         # A document whose deletion could not be planned must not be taken for the one that was handled.
         inserted, written = _without(concern.inserted, at_fault), _without(concern.written, at_fault)
-        at_fault |= self.apply(task, written, inserted=inserted, at=at, live=True, session=session)
+        at_fault |= self.apply(task, written, inserted=inserted, at=at, live=True, wrote=concern.last, session=session)
         may_have_left = _without(written, at_fault)
         if may_have_left:
             at_fault |= self.leave(task, may_have_left, at=at, gone=False, session=session)
@@ -171,6 +182,7 @@ class Planning:
         at: Timestamp,
         live: bool,
         stamps: bool = True,
+        wrote: Sequence[Wrote] = (),
         session: ClientSession,
     ) -> set[bytes]:
         """Lay the documents as they are now over their records.
@@ -182,6 +194,7 @@ class Planning:
             at: A cluster time that *session* knew before.
             live: An event told of them; false for a scan.
             stamps: Whether an observation of nothing new moves the records' time.
+            wrote: When the stream says that documents were changed last.
             session: Of the planner, causally after *at*.
 
         Returns:
@@ -201,6 +214,7 @@ class Planning:
             comparable=task.lineage.comparable,
             live=live,
             stamps=stamps,
+            wrote=wrote,
             collated=task.collated,
             session=session,
         )

@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from bson import Timestamp
+from bson import Binary, Timestamp
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
@@ -73,6 +73,10 @@ class Change:
     paths: frozenset[str] | None = None
     """Dotted paths an update changed; None: anything may have."""
     inserted: bool = False
+    at: datetime | None = dataclasses.field(default=None, compare=False)
+    """The server's wall clock when it logged the change of a document."""
+    session: Binary | None = dataclasses.field(default=None, compare=False)
+    """Id of the session whose transaction it was part of."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -197,6 +201,8 @@ class ChangeStream:
                     "to.coll": 1,
                     "documentKey._id": 1,
                     "clusterTime": 1,
+                    "wallTime": 1,
+                    "lsid.id": 1,
                     "paths": {"$cond": [{"$eq": ["$operationType", "update"]}, paths, None]},
                 },
             },
@@ -243,6 +249,8 @@ def _changes_of(event: Mapping[str, Any], watched: frozenset[str]) -> list[Chang
                 event["documentKey"]["_id"],
                 None if paths is None else frozenset(paths),
                 inserted=event["operationType"] == "insert",
+                at=event["wallTime"],
+                session=event.get("lsid", {}).get("id"),
             ),
         ]
     if kind is ChangeKind.DATABASE_GONE:

@@ -22,18 +22,21 @@ The bookkeeping sub-document `_r` of a record:
 `done`         token of the last run that was settled, so that a repeated statement knows its own
 `reset`        `{version, at}` of the handler's version for which the record was last made to run again (B-44)
 `error`        type and traceback that belong to `lastError`
+`wrote`        `{at, by}` of the newest change, and
+`loop`         `{n, to, by, again}` of the last run: whether runs cause each other (B-64, `loops`)
 =============  ================================================================================
 
 and flags that are absent unless true: `alone` (must travel in a message of its own), `forced` (a
 manual retry waits), `touched` (an event with the same values came during the run), `gone`, `left`
 (the document's absence was observed), `skipped` (its last run was skipped unhandled), `fresh` (the
 next run starts from attempt 1), `held` (a deferral that changes do not cut short), `unrun` (made
-without a run by a scan under `backfill=False`).
+without a run by a scan under `backfill=False`), `guarded` (taken out by the loop guard).
 """
 
 from celery_reactive.store.pipelines.by_hand import discard, reprocess, retry_by_hand, revoke
 from celery_reactive.store.pipelines.dispatching import expire_sent, is_in_flight, mark_sent, mark_unsent
 from celery_reactive.store.pipelines.expressions import EPOCH, is_before, is_past, literal, milliseconds, state_is
+from celery_reactive.store.pipelines.loops import guard, is_looped, resume
 from celery_reactive.store.pipelines.planning import (
     OBSERVED,
     TO_COMPARE,
@@ -59,8 +62,10 @@ __all__ = [
     "beside_known",
     "discard",
     "expire_sent",
+    "guard",
     "is_before",
     "is_in_flight",
+    "is_looped",
     "is_past",
     "leave",
     "literal",
@@ -70,6 +75,7 @@ __all__ = [
     "new_record",
     "renew",
     "reprocess",
+    "resume",
     "retry_by_hand",
     "revoke",
     "settle",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery_reactive.core.outcome import Failure
 from celery_reactive.core.states import FINAL, RecordState
+from celery_reactive.store.pipelines import loops
 from celery_reactive.store.pipelines.expressions import (
     FALSE,
     IS_PENDING,
@@ -32,6 +33,7 @@ def retry_by_hand() -> list[Stage]:
                 "_r.sent": if_(IS_RUNNING, "$_r.sent", FALSE),
                 "_r.dispatches": if_(IS_RUNNING, "$_r.dispatches", 0),
                 "_r.cycle": {"$add": ["$_r.cycle", if_(IS_RUNNING, 0, 1)]},
+                **loops.FREE,
             },
         },
     ]
@@ -64,6 +66,7 @@ def reprocess(version: int) -> list[Stage]:
                 "_r.deferrals": if_("$_r.reset.final", 0, "$_r.deferrals"),
                 "_r.skipped": REMOVE,
                 "_r.unrun": REMOVE,
+                **loops.FREE,
             },
         },
         {"$unset": ["_r.reset.running", "_r.reset.final"]},
@@ -85,7 +88,7 @@ def discard(history_limit: int) -> list[Stage]:
                 "_r.fresh": True,
             },
         },
-        {"$unset": ["_r.forced", "_r.held", "_r.alone"]},
+        {"$unset": ["_r.forced", "_r.held", "_r.alone", "_r.guarded"]},
     ]
 
 
@@ -102,5 +105,5 @@ def revoke(error: Failure, *, history_limit: int) -> list[Stage]:
                 "_r.changedAt": None,
             },
         },
-        {"$unset": ["_r.forced", "_r.held", "_r.alone"]},
+        {"$unset": ["_r.forced", "_r.held", "_r.alone", "_r.guarded"]},
     ]

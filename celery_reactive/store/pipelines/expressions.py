@@ -101,6 +101,7 @@ def skip_fields(condition: Expression, reason: str, history_limit: int) -> dict[
         "_r.changedAt": if_(condition, None, "$_r.changedAt"),
         "_r.skipped": if_(condition, TRUE, "$_r.skipped"),
         "_r.held": if_(condition, REMOVE, "$_r.held"),
+        "_r.guarded": if_(condition, REMOVE, "$_r.guarded"),
         "_r.fresh": if_(condition, TRUE, "$_r.fresh"),
     }
 

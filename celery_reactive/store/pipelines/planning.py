@@ -13,7 +13,9 @@ from typing import Any
 
 from bson import Int64, Timestamp
 
+from celery_reactive.core.changes import Wrote
 from celery_reactive.core.states import FINAL, RUNNING, RecordState
+from celery_reactive.store.pipelines import loops
 from celery_reactive.store.pipelines.expressions import (
     FALSE,
     IS_PENDING,
@@ -40,6 +42,7 @@ def new_record(
     generation: int,
     debounce: timedelta,
     runs: bool = True,
+    wrote: Sequence[Wrote] = (),
 ) -> Stage:
     """Return the stage that turns `{d: document id, w: watched values}` into a whole new record (B-12).
 
@@ -49,6 +52,7 @@ def new_record(
         generation: Of the definition.
         debounce: Wait before the first run.
         runs: False makes the record `completed` and unrun (`backfill=False`, B-2).
+        wrote: When the documents were changed last, where that is known.
 
     The fence starts from the cluster time, so that it grows across the removal of a record: each
     claim is an operation that moves the cluster's clock by at least as much (B-27).
@@ -84,6 +88,7 @@ def new_record(
                 "wakeAt": due,
                 "cycle": 0,
                 "deferrals": 0,
+                "wrote": loops.last_written(wrote, at),
                 **({} if runs else {"unrun": True, "fresh": True}),
             },
         },
@@ -131,7 +136,7 @@ def apply_observation(
     starts_anew = True if reset_retries else flag("fresh")
     run, waits = "$_r.plan.run", {"$and": ["$_r.plan.run", {"$not": "$_r.plan.running"}]}
     held = {"$and": [IS_PENDING, flag("held")]}
-    next_run = {"$cond": [held, {"$max": ["$nextRunAt", "$_r.plan.due"]}, "$_r.plan.due"]}
+    next_run = if_(held, {"$max": ["$nextRunAt", "$_r.plan.due"]}, if_(flag("guarded"), None, "$_r.plan.due"))
     return [
         {
             "$set": {
@@ -161,6 +166,7 @@ def apply_observation(
                 "_r": {
                     "at": if_("$_r.plan.accepted" if stamps else run, new_at, "$_r.at"),
                     "gen": if_("$_r.plan.accepted", new_gen, "$_r.gen"),
+                    "wrote": if_("$_r.plan.accepted" if stamps else run, f"{new}._r.wrote", "$_r.wrote"),
                     "changedAt": if_(run, first_change, "$_r.changedAt"),
                     "wakeAt": if_(waits, next_run, "$_r.wakeAt"),
                     "sent": if_(waits, FALSE, "$_r.sent"),

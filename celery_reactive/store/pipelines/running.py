@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, assert_never
 
+from bson import Binary
+
 from celery_reactive.core.outcome import (
     Completed,
     Deferred,
@@ -18,8 +20,10 @@ from celery_reactive.core.outcome import (
     Skipped,
 )
 from celery_reactive.core.states import RecordState
+from celery_reactive.store.pipelines import loops
 from celery_reactive.store.pipelines.expressions import (
     ATTEMPTS_SO_FAR,
+    FALSE,
     IS_DIRTY,
     IS_OFF,
     IS_PENDING,
@@ -71,9 +75,15 @@ def start_attempt(*, token: str, worker: str, lease: timedelta, company: bool) -
                 "_r.sent": False,
                 "_r.dispatches": 0,
                 "_r.changedAt": None,
+                **loops.counted(),
             },
         },
-        {"$unset": ["_r.touched", "_r.forced", "_r.fresh", "_r.alone", "_r.held", "_r.skipped", "_r.unrun"]},
+        {
+            "$unset": [
+                *("_r.touched", "_r.forced", "_r.fresh", "_r.alone", "_r.held", "_r.skipped", "_r.unrun", "_r.guarded"),
+                *loops.ENDED,
+            ],
+        },
     ]
 
 
@@ -90,6 +100,7 @@ def settle(
     reset_retries: bool,
     observed_at: object,
     took: Expression | None = None,
+    transaction: Binary | None = None,
 ) -> list[Stage]:
     """Return the pipeline that ends a run with *outcome*, whatever came in during it (B-24 to B-26, B-33, B-34).
 
@@ -104,14 +115,24 @@ def settle(
         reset_retries: Whether a change starts the attempts anew (B-15); an overtaken run has found one.
         observed_at: Cluster time known before the run's reads: the time of what the worker saw.
         took: Milliseconds that a completed run took, where the statement ends several; None: the outcome's own.
+        transaction: Id of the session in whose transaction the run ends, if in any.
     """
+    again = {"$lte": [outcome.until, NOW]} if isinstance(outcome, Deferred) else FALSE
     return [
         {"$set": {"_r.end": _decisions(outcome)}},
         {"$set": _observation(outcome, observed_at)},
         {"$set": _books(outcome, history_limit, reset_retries=reset_retries, took=took)},
         {"$set": _target(outcome, debounce)},
         {"$set": _skip_when_off(history_limit)},
-        {"$set": {"_r.claim": None, "_r.done": "$_r.claim.token", "_r.sent": False, "_r.dispatches": 0}},
+        {
+            "$set": {
+                "_r.claim": None,
+                "_r.done": "$_r.claim.token",
+                "_r.sent": False,
+                "_r.dispatches": 0,
+                **loops.noted(again=again, by=transaction),
+            },
+        },
         {"$unset": ["_r.end", "_r.touched"]},
     ]
 

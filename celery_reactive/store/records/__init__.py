@@ -6,13 +6,14 @@ The driver repeats single-document statements itself; `update_many` and `$merge`
 of those here does the same when it is done twice (a test does so).
 """
 
-from celery_reactive.store.records.by_hand import discard, reprocess, retry_by_hand, revoke
+from celery_reactive.store.records.by_hand import discard, reprocess, resume, retry_by_hand, revoke
 from celery_reactive.store.records.collection import Records
 from celery_reactive.store.records.dispatching import (
     count_in_flight,
     expire_sent,
     find_due,
     find_sent,
+    guard,
     mark_sent,
     mark_unsent,
     run_times,
@@ -71,6 +72,7 @@ __all__ = [
     "find_sent",
     "find_unlike",
     "forget_observations",
+    "guard",
     "is_completed_by",
     "is_running",
     "leave",
@@ -81,6 +83,7 @@ __all__ = [
     "renew",
     "reprocess",
     "rescue",
+    "resume",
     "retry_by_hand",
     "revoke",
     "run_times",

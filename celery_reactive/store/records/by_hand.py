@@ -40,6 +40,16 @@ def retry_by_hand(
 
 
 @translated
+def resume(records: Records, key: RecordKey) -> bool:
+    """Let a record run again at once that the loop guard has taken out (B-64); return whether it was.
+
+    Raises:
+        StoreUnavailableError: Unknown whether it was; doing it again is harmless.
+    """
+    return records.update_one({"_id": key.id, "_r.guarded": True}, pipelines.resume()).modified_count == 1
+
+
+@translated
 def discard(
     records: Records,
     ids: Sequence[Mapping[str, Any]],

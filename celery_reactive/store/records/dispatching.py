@@ -20,7 +20,13 @@ _NO_WAIT = timedelta(0)
 
 @translated
 def find_due(
-    records: Records, task: str, *, limit: int, overdue: bool = True, after: datetime | None = None
+    records: Records,
+    task: str,
+    *,
+    limit: int,
+    overdue: bool = True,
+    after: datetime | None = None,
+    loop_guard: int | None = None,
 ) -> list[Due]:
     """Return pending records that are due and not on their way, longest due first, and then overdue ones.
 
@@ -32,7 +38,9 @@ def find_due(
             they are looked for only where no other is due.
         after: Only what became due at that time or later. The index entries of what has been sent stay behind for a
             while and are passed over one by one.
+        loop_guard: Runs in a row that were a record's own doing after which it counts as looped; None: none does.
     """
+    fields = _DUE_FIELDS if loop_guard is None else {**_DUE_FIELDS, "looped": pipelines.is_looped(loop_guard)}
     found: list[Due] = []
     for sent in (False, True):
         cursor = _soon(records).find(
@@ -42,7 +50,7 @@ def find_due(
                 "_r.sent": sent,
                 **pipelines.is_past("_r.wakeAt", since=None if sent else after),
             },
-            projection=_DUE_FIELDS,
+            projection=fields,
             sort=[("_r.wakeAt", 1)],
             limit=limit - len(found),
         )
@@ -72,6 +80,7 @@ def _due(task: str, record: Mapping[str, Any], *, again: bool) -> Due:
         again=again,
         due_at=books["wakeAt"],
         waited=timedelta(milliseconds=record["waited"]),
+        looped=record.get("looped", False),
     )
 
 
@@ -99,6 +108,25 @@ def mark_sent(
         hint=BY_ID,
     )
     return result.modified_count
+
+
+@translated
+def guard(records: Records, key: RecordKey, *, loop_guard: int) -> bool:
+    """Take a looped record out (B-64): it stays pending, and nobody may claim it until somebody resumes it.
+
+    Args:
+        records: Records collection.
+        key: The record.
+        loop_guard: As for `find_due`.
+
+    Returns:
+        Whether it was taken out; false: it is looped no longer, or has been claimed.
+    """
+    result = records.update_one(
+        {"_id": key.id, **pipelines.state_is(CLAIM.sources), "$expr": pipelines.is_looped(loop_guard)},
+        pipelines.guard(),
+    )
+    return result.modified_count == 1
 
 
 @translated

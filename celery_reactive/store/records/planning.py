@@ -18,6 +18,7 @@ from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
+from celery_reactive.core.changes import Wrote
 from celery_reactive.core.evolution import Lineage
 from celery_reactive.core.projection import stages_of
 from celery_reactive.core.record import RecordKey
@@ -39,6 +40,7 @@ class Observation:
         comparable: Further generations with the same projection; what was seen under any other has changed (B-43).
         live: An event told of the documents; false for a scan.
         stamps: Whether also an observation of nothing new moves the records' time, see `pipelines`.
+        wrote: When a batch of the stream says that the documents were changed last.
         collated: The watched collection has a default collation: its filter is asked apart, under it, and what
             is watched is compared under the simple one. A document that changes in between has a later event.
         session: Causal session of the planner.
@@ -50,6 +52,7 @@ class Observation:
     comparable: frozenset[int] = frozenset()
     live: bool = True
     stamps: bool = True
+    wrote: Sequence[Wrote] = ()
     collated: bool = False
     session: ClientSession | None = None
 
@@ -74,6 +77,7 @@ class Observation:
             generation=self.generation,
             debounce=_first_wait(self.task),
             runs=self.live or self.task.backfill,
+            wrote=self.wrote,
         )
 
     def apply(self, **where: str) -> list[dict[str, Any]]:

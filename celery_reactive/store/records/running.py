@@ -355,6 +355,7 @@ def _settle(
             history_limit=task.execution_history_limit,
             reset_retries=task.retry_policy.reset_retries_on_data_change,
             observed_at=observed_at,
+            transaction=session.session_id["id"] if session is not None and session.in_transaction else None,
         ),
         projection={"status": 1, "nextRunAt": 1},
         return_document=ReturnDocument.AFTER,

@@ -1,0 +1,99 @@
+"""Whether a record runs because its own last run wrote to its document, and how often in a row (B-64).
+
+A change counts as the run's own when the server logged it between the run's claim and its end, or when it was
+committed, perhaps later, in the transaction in which the run was marked as completed. The newest change decides: one
+that somebody else made after the run breaks the row. Kept in the bookkeeping are `wrote`, the newest change that
+planned the record (`at`, and `by`, the session of a transaction), and `loop`: `n` runs in a row, and of the last run
+its end `to`, the session `by` of its transaction, and `again`, if it asked to run at a time that was past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bson import Binary, Timestamp
+
+from celery_reactive.core.changes import Wrote
+from celery_reactive.store.pipelines.expressions import FALSE, NOW, REMOVE, TRUE, Expression, Stage, flag, if_, literal
+
+_IN_RUN = {"$gte": ["$_r.wrote.at", "$startedAt"]}
+_BEFORE_ITS_END = {"$lte": ["$_r.wrote.at", "$_r.loop.to"]}
+_IN_ITS_TRANSACTION = {"$and": [{"$gt": ["$_r.loop.by", None]}, {"$eq": ["$_r.wrote.by", "$_r.loop.by"]}]}
+_OWN = {
+    "$or": [
+        {"$and": [_IN_RUN, {"$or": [_BEFORE_ITS_END, _IN_ITS_TRANSACTION]}]},
+        {"$and": [flag("loop.again"), _BEFORE_ITS_END]},
+    ],
+}
+"""Whether a pending record is due for a change that its last run made, or for a deferral to the past."""
+_SO_FAR = {"$ifNull": ["$_r.loop.n", 0]}
+
+
+def last_written(wrote: Sequence[Wrote], at: Timestamp) -> Expression:
+    """Return what new records say of the newest change of the document `d`.
+
+    Args:
+        wrote: What is known of each document.
+        at: Cluster time of the observation, for all others: whole seconds do.
+    """
+    otherwise = {"at": {"$toDate": at}}
+    if not wrote:
+        return otherwise
+    known = [{"at": one.at, **({"by": one.by} if one.by else {})} for one in wrote]
+    place = {"$indexOfArray": [literal([one.doc_id for one in wrote]), "$d"]}
+    # What is not found has the place -1, which is that of the last one.
+    return {"$arrayElemAt": [[*known, otherwise], place]}
+
+
+def counted() -> dict[str, Expression]:
+    """Return the fields of a claim that count the run: one more in a row, as many as before, or none."""
+    retried = {"$lt": ["$_r.wrote.at", "$startedAt"]}
+    return {"_r.loop.n": if_(_OWN, {"$add": [_SO_FAR, 1]}, if_(retried, _SO_FAR, 0))}
+
+
+ENDED = ["_r.loop.to", "_r.loop.by", "_r.loop.again"]
+"""What a claim removes: facts of the run before."""
+
+
+def noted(*, again: Expression = FALSE, by: Binary | None = None) -> dict[str, Expression]:
+    """Return the fields of a record whose run ends.
+
+    Args:
+        again: Whether the run asked for another at a time that is past.
+        by: Id of the session in whose transaction it ends.
+    """
+    return {
+        "_r.loop.to": NOW,
+        "_r.loop.by": by if by is not None else REMOVE,
+        "_r.loop.again": if_(again, TRUE, REMOVE),
+    }
+
+
+def is_looped(limit: int) -> Expression:
+    """Return whether *limit* runs in a row were a pending record's own doing, and so is the one that is due."""
+    return {"$and": [_OWN, {"$gte": [_SO_FAR, limit]}]}
+
+
+def guard() -> list[Stage]:
+    """Return the pipeline that takes a looped record out until somebody resumes it."""
+    return [
+        {
+            "$set": {
+                "nextRunAt": None,
+                "_r.wakeAt": None,
+                "_r.sent": False,
+                "_r.dispatches": 0,
+                "_r.guarded": True,
+            },
+        },
+        {"$unset": "_r.held"},
+    ]
+
+
+FREE = {"_r.loop.n": 0, "_r.guarded": REMOVE}
+"""The fields of a record that may run again, whatever the guard has said."""
+
+
+def resume() -> list[Stage]:
+    """Return the pipeline that lets a guarded record run again at once."""
+    return [{"$set": {"dueAt": NOW, "nextRunAt": NOW, "_r.wakeAt": NOW, **FREE}}]
