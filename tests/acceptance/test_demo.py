@@ -23,6 +23,7 @@ def test_the_demo_kills_the_leader_and_keeps_its_promises() -> None:
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "dashboard at http://localhost:" in ended.stdout
+    assert "planner-b has metrics at http://127.0.0.1:" in ended.stdout
     assert "is killed" in ended.stdout
     assert "All promises were kept." in ended.stdout
 

@@ -1,64 +1,49 @@
-"""A real Prometheus scrapes a small system; it understands everything, and every shipped expression has an answer."""
+"""A real Prometheus scrapes the demo; it understands everything, and every shipped expression has an answer."""
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from celery_reactive.cli.demo import story
+from celery_reactive.cli.demo.board import PlainBoard
+from celery_reactive.cli.demo.processes import Child
 from celery_reactive.metrics import shipped
-from tests.acceptance.project import Process, Project
+from tests.acceptance.project import wait_until
 
-TASKS = Path(__file__).with_name("metrics_tasks.py")
-PROGRAM = shutil.which("prometheus")
 PROMTOOL = shutil.which("promtool")
 
 pytestmark = pytest.mark.skipif(
-    PROGRAM is None or PROMTOOL is None, reason="prometheus (Debian: prometheus) is not installed"
+    shutil.which("prometheus") is None or PROMTOOL is None,
+    reason="prometheus (Debian: prometheus) is not installed",
 )
 
 CHOSEN = {"$namespace": ".*", "$task": ".*", "$queue": ".*", "$__rate_interval": "1m"}
 EMPTY = {"Reconciliation"}
 """Panels that show nothing while nothing of the kind goes on."""
-CONFIGURATION = """
-global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
-rule_files: [rules.yml]
-scrape_configs:
-  - job_name: planners
-    static_configs: [{{targets: ["127.0.0.1:{first}", "127.0.0.1:{second}"]}}]
-"""
+LONGEST_SECONDS = 100.0
 
 
 class Prometheus:
-    """A server of the test's own."""
+    """The demo's own, asked by its API."""
 
-    def __init__(self, folder: Path, targets: tuple[int, int]) -> None:
-        self._port = free_port()
-        folder.mkdir()
-        (folder / "rules.yml").write_text(shipped.rules())
-        (folder / "prometheus.yml").write_text(CONFIGURATION.format(first=targets[0], second=targets[1]))
-        assert PROGRAM is not None
-        options = [
-            f"--config.file={folder}/prometheus.yml",
-            f"--storage.tsdb.path={folder}/data",
-            f"--web.listen-address=127.0.0.1:{self._port}",
-            "--log.level=warn",
-        ]
-        self.process = Process("prometheus", [PROGRAM, *options], folder, {})
+    def __init__(self, stage: story.Stage) -> None:
+        self._stage = stage
 
     def get(self, path: str, **parameters: str) -> Any:
-        """Return the data of an answer of its API; None while it does not answer."""
-        query = urllib.parse.urlencode(parameters)
+        """Return the data of an answer; None while it does not answer."""
+        url = f"{self._stage.prometheus_url}api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/api/v1/{path}?{query}", timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 -- the demo's own
                 return json.load(answer)["data"]
         except OSError:
             return None
@@ -72,52 +57,45 @@ class Prometheus:
         """Whether it comes to anything."""
         return bool(self.query(expression))
 
+    def wait_for(self, expression: str) -> None:
+        """Wait until it comes to something."""
+        wait_until(lambda: self.has(expression), logs=self.logs, timeout=60)
 
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
-@pytest.fixture
-def ports() -> tuple[int, int]:
-    """Ports of two planners."""
-    return free_port(), free_port()
+    def logs(self) -> str:
+        """Return the ends of everybody's logs."""
+        return "\n".join(f"--- {child.name}\n{child.tail()}" for child in self._stage.children.values())
 
 
 @pytest.fixture
-def shop(project: Project, ports: tuple[int, int]) -> Project:
-    """A small system: two planners and a worker."""
-    (project.folder / "proj.py").write_text(TASKS.read_text())
-    for name, port in zip(("one", "two"), ports, strict=True):
-        project.planner(name, "--metrics-port", str(port))
-    project.worker("--concurrency", "1")
-    return project
+def stage() -> Iterator[story.Stage]:
+    """The demo, with its shop open and a Prometheus beside it."""
+    board = PlainBoard(Console(file=io.StringIO()))
+    with story.set_stage(board) as stage:
+        story.open_prometheus(stage, board)
+        stage.add(Child.shop("shop", stage.mongodb_url, LONGEST_SECONDS, folder=stage.folder))
+        yield stage
 
 
 @pytest.fixture
-def prometheus(tmp_path: Path, shop: Project, ports: tuple[int, int]) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes both planners, once there is something to draw."""
-    server = Prometheus(tmp_path / "prometheus", ports)
-    try:
-        failed = 'reactive_tasks_duration_seconds_count{status="failed"}'
-        for expression in (f"count({failed}) == 2", f"min(increase({failed}[1m])) > 0"):
-            shop.database.jobs.insert_many([{"do": "work"}, {"do": "fail"}])
-            shop.wait_until(lambda expression=expression: server.has(expression), timeout=60)  # type: ignore[misc]
-        yield server
-    finally:
-        server.process.stop()
+def prometheus(stage: story.Stage) -> Prometheus:
+    """Its Prometheus, once it has scraped both planners and there is something to draw."""
+    server = Prometheus(stage)
+    failed = 'reactive_tasks_duration_seconds_count{status="failed"}'
+    server.wait_for(f"count({failed}) == 2")
+    server.wait_for(f"min(increase({failed}[1m])) > 0")
+    return server
 
 
-def test_prometheus_understands_everything(shop: Project, prometheus: Prometheus, ports: tuple[int, int]) -> None:
+def test_prometheus_understands_everything(stage: story.Stage, prometheus: Prometheus) -> None:
     """B-55, B-57: the exposition, every expression of the board, every rule."""
     targets = prometheus.get("targets")["activeTargets"]
     assert [(target["health"], target["lastError"]) for target in targets] == [("up", "")] * 2
     assert prometheus.query("sum(reactive_tasks_planner_leader)")[0]["value"][1] == "1"
     assert_board_is_drawn(prometheus)
-    assert_rules_are_evaluated(shop, prometheus)
-    with urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/metrics", timeout=10) as answer:
-        assert_is_well_formed(answer.read())
+    assert_rules_are_evaluated(prometheus)
+    for url in stage.metrics_urls.values():
+        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 -- the demo's own
+            assert_is_well_formed(answer.read())
 
 
 def assert_board_is_drawn(prometheus: Prometheus) -> None:
@@ -140,13 +118,13 @@ def chosen(expression: str, combine: str) -> str:
     return expression
 
 
-def assert_rules_are_evaluated(shop: Project, prometheus: Prometheus) -> None:
+def assert_rules_are_evaluated(prometheus: Prometheus) -> None:
     """Check that no rule fails, and that no alarm is raised by a system that is well."""
 
     def rules() -> list[dict[str, Any]]:
         return [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
 
-    shop.wait_until(lambda: all(rule["health"] != "unknown" for rule in rules()))
+    wait_until(lambda: all(rule["health"] != "unknown" for rule in rules()), logs=prometheus.logs)
     assert [(rule["name"], rule.get("lastError")) for rule in rules() if rule["health"] != "ok"] == []
     assert [rule["name"] for rule in rules() if rule["state"] == "firing"] == []
 

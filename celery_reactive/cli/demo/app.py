@@ -26,6 +26,7 @@ app = Celery("shop")
 app.conf.update(
     broker_connection_retry_on_startup=True,
     reactive_leader_ttl="3s",
+    reactive_metrics_push_interval="1s",
     reactive_visibility_timeout="10s",
     task_default_queue=urlsplit(os.environ.get("CELERY_REACTIVE_MONGODB_URL", "")).path.strip("/") or "demo",
     worker_redirect_stdouts=False,

@@ -25,16 +25,19 @@ _PLAIN_WIDTH = 160
     help="How long orders are written.",
 )
 @click.option("--keep", is_flag=True, help="Leave everything running afterwards, until Ctrl-C.")
-def demo(seconds: float, *, keep: bool) -> None:
+@click.option("--prometheus", is_flag=True, help="Have a Prometheus scrape it; expects one on PATH.")
+def demo(seconds: float, *, keep: bool, prometheus: bool) -> None:
     """Play the whole system on this machine, kill the leading planner, and audit what came of it.
 
-    Starts a MongoDB and a Valkey of its own (or uses those that MONGODB_URL and BROKER_URL name), two planners, a
-    worker, the dashboard, and a shop that writes orders. Ends with 0 only if every order's last state was handled, and
-    none twice at the same time.
+    Starts a MongoDB and a Valkey of its own (or uses those that MONGODB_URL and BROKER_URL name), two planners that
+    serve metrics, a worker, the dashboard, and a shop that writes orders. Ends with 0 only if every order's last state
+    was handled, and none twice at the same time.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = _console()
     with board_for(console) as board, story.set_stage(board) as stage:
+        if prometheus:
+            story.open_prometheus(stage, board)
         verdict = story.play(stage, board, seconds)
         board.close()
         console.print(verdict_for(verdict))
@@ -51,6 +54,11 @@ def _wait_for_ctrl_c(console: Console, stage: story.Stage) -> None:
     console.print("  celery-reactive -A celery_reactive.cli.demo.app status", markup=False)
     if stage.dashboard_url is not None:
         console.print(f"Dashboard: {stage.dashboard_url}", markup=False)
+    if stage.prometheus_url is not None:
+        console.print(f"Prometheus: {stage.prometheus_url}", markup=False)
+    for name, url in stage.metrics_urls.items():
+        if stage.children[name].exit_code is None:
+            console.print(f"Metrics of {name}: {url}", markup=False)
     with suppress(KeyboardInterrupt):
         threading.Event().wait()
 

@@ -19,6 +19,7 @@ _WATCHDOG = 'read -r _; kill -s KILL -- "-$1" 2>/dev/null'
 _LOG_TAIL_LINES = 15
 
 _APP = "celery_reactive.cli.demo.app"
+_REACTIVE = (sys.executable, "-m", "celery_reactive.cli", "-A", _APP)
 _WRITER = Path(__file__).with_name("writer.py")
 
 
@@ -35,7 +36,7 @@ class Child:
 
         Args:
             name: For people.
-            command: Arguments of this Python.
+            command: Program and arguments.
             folder: Where its log goes.
             environment: Added to this process's own.
         """
@@ -43,7 +44,7 @@ class Child:
         self.log = folder / f"{name}.log"
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, *command],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -59,11 +60,11 @@ class Child:
         )
 
     @classmethod
-    def planner(cls, name: str, *, folder: Path, environment: Mapping[str, str]) -> Self:
-        """Start a planner that goes by *name* in the leader's lock."""
+    def planner(cls, name: str, port: int, *, folder: Path, environment: Mapping[str, str]) -> Self:
+        """Start a planner that goes by *name* in the leader's lock, and serves its metrics at *port*."""
         return cls(
             name,
-            ["-m", "celery_reactive.cli", "-A", _APP, "planner"],
+            [*_REACTIVE, "planner", f"--metrics-port={port}"],
             folder=folder,
             environment={**environment, "CELERY_REACTIVE_DEMO_PLANNER": name},
         )
@@ -74,7 +75,7 @@ class Child:
         options = ["--concurrency=2", "--loglevel=INFO", "--without-gossip", "--without-mingle"]
         return cls(
             name,
-            ["-m", "celery", "-A", _APP, "worker", f"--hostname={name}@%h", *options],
+            [sys.executable, "-m", "celery", "-A", _APP, "worker", f"--hostname={name}@%h", *options],
             folder=folder,
             environment=environment,
         )
@@ -82,13 +83,28 @@ class Child:
     @classmethod
     def dashboard(cls, name: str, port: int, *, folder: Path, environment: Mapping[str, str]) -> Self:
         """Start the web dashboard, for this machine only."""
-        options = ["dashboard", f"--port={port}", "--title=demo"]
-        return cls(name, ["-m", "celery_reactive.cli", "-A", _APP, *options], folder=folder, environment=environment)
+        command = [*_REACTIVE, "dashboard", f"--port={port}", "--title=demo"]
+        return cls(name, command, folder=folder, environment=environment)
 
     @classmethod
     def shop(cls, name: str, url: str, seconds: float, *, folder: Path) -> Self:
         """Start the shop; it ends by itself after *seconds*."""
-        return cls(name, ["-P", str(_WRITER), url, str(seconds)], folder=folder, environment={})
+        return cls(name, [sys.executable, "-P", str(_WRITER), url, str(seconds)], folder=folder, environment={})
+
+    @classmethod
+    def prometheus(cls, name: str, port: int, configuration: Path, *, folder: Path) -> Self:
+        """Start a Prometheus, for this machine only.
+
+        Raises:
+            OSError: There is no such program.
+        """
+        options = [
+            f"--config.file={configuration}",
+            f"--storage.tsdb.path={folder}/{name}",
+            f"--web.listen-address=127.0.0.1:{port}",
+            "--log.level=warn",
+        ]
+        return cls(name, ["prometheus", *options], folder=folder, environment={})
 
     @property
     def pid(self) -> int:

@@ -7,6 +7,7 @@ started, last the servers.
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import tempfile
@@ -18,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pymongo import MongoClient
 
@@ -28,6 +30,7 @@ from celery_reactive.cli.demo.audit import Takeover, Verdict
 from celery_reactive.cli.demo.board import Board
 from celery_reactive.cli.demo.processes import Child
 from celery_reactive.errors import ReactiveError
+from celery_reactive.metrics import shipped
 
 _TICK_SECONDS = 0.25
 _START_SECONDS = 30.0
@@ -35,6 +38,13 @@ _SETTLE_SECONDS = 60.0
 _KILL_AT = 0.4
 _ALLOWED_TAKEOVER = timedelta(seconds=5)
 """The lock's TTL of 3 s and one heartbeat of 1 s, and a second for a busy machine."""
+_SCRAPING = """
+global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
+rule_files: [rules.yml]
+scrape_configs:
+  - job_name: planners
+    static_configs: [{{targets: {targets}}}]
+"""
 
 
 class DemoFailedError(ReactiveError):
@@ -51,6 +61,10 @@ class Stage:
         self.shop: audit.Shop = client.get_default_database()
         self.dashboard_url: str | None = None
         """None: what it needs is not installed."""
+        self.metrics_urls: dict[str, str] = {}
+        """By the planners' names."""
+        self.prometheus_url: str | None = None
+        """None: nobody has asked for one."""
         self.children: dict[str, Child] = {}
         self.may_have_ended: set[str] = set()
         """Names of the children whose end is part of the story."""
@@ -128,10 +142,36 @@ def set_stage(board: Board) -> Iterator[Stage]:
         }
         board.tell("starting two planners and a worker with two processes")
         for planner in ("planner-a", "planner-b"):
-            stage.add(Child.planner(planner, folder=folder, environment=environment))
+            _start_planner(stage, board, planner, environment)
         stage.add(Child.worker("worker", folder=folder, environment=environment))
         _open_dashboard(stage, board, environment)
         yield stage
+
+
+def _start_planner(stage: Stage, board: Board, name: str, environment: Mapping[str, str]) -> None:
+    port = _free_port()
+    stage.add(Child.planner(name, port, folder=stage.folder, environment=environment))
+    stage.metrics_urls[name] = f"http://127.0.0.1:{port}/metrics"
+    board.tell(f"{name} has metrics at {stage.metrics_urls[name]}", "cyan")
+
+
+def open_prometheus(stage: Stage, board: Board) -> None:
+    """Start a Prometheus beside the demo, which scrapes both planners and judges by the shipped rules.
+
+    Raises:
+        DemoFailedError: There is none on PATH.
+    """
+    port, configuration = _free_port(), stage.folder / "prometheus.yml"
+    targets = [urlsplit(url).netloc for url in stage.metrics_urls.values()]
+    configuration.write_text(_SCRAPING.format(targets=json.dumps(targets)))
+    (stage.folder / "rules.yml").write_text(shipped.rules())
+    try:
+        stage.add(Child.prometheus("prometheus", port, configuration, folder=stage.folder))
+    except OSError as error:
+        raise DemoFailedError("expected a program prometheus on PATH (Debian: apt install prometheus)") from error
+    stage.may_have_ended.add("prometheus")
+    stage.prometheus_url = f"http://localhost:{port}/"
+    board.tell(f"Prometheus at {stage.prometheus_url}", "cyan")
 
 
 def _open_dashboard(stage: Stage, board: Board, environment: Mapping[str, str]) -> None:
