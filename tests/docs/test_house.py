@@ -37,12 +37,6 @@ def test_decision_records_are_numbered_without_gaps_and_say_their_status() -> No
         assert "\nStatus: " in text
 
 
-def test_the_changelog_has_a_place_for_what_comes_next() -> None:
-    """Changes are noted when they are made."""
-    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
-    assert headings[0] == "[Unreleased]"
-
-
 def test_make_targets_that_are_documented_exist() -> None:
     """CONTRIBUTING names commands to type."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
