@@ -61,8 +61,14 @@ class Process:
             try:
                 return self.wait()
             except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
+                self.kill()
         return self._process.wait()
+
+    def kill(self) -> None:
+        """End it and all that it has started, at once: for what no test looks at any more."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
     def text(self) -> str:
         """What it has printed so far."""
@@ -91,8 +97,9 @@ class Project:
         return self._start(name, [sys.executable, "-m", "celery_reactive.cli", "-A", "proj", *arguments], name)
 
     def worker(self, *options: str) -> Process:
-        """Start `celery -A proj worker`."""
-        return self._start("worker", [sys.executable, "-m", "celery", "-A", "proj", "worker", *options], "worker")
+        """Start `celery -A proj worker`; it does not wait a second for other workers to greet it."""
+        command = [sys.executable, "-m", "celery", "-A", "proj", "worker", "--without-mingle"]
+        return self._start("worker", [*command, *options], "worker")
 
     def _start(self, name: str, arguments: list[str], instance: str) -> Process:
         environment = {**self.environment, "INSTANCE": instance}
@@ -106,9 +113,9 @@ class Project:
         return tuple(self._processes)
 
     def stop(self) -> None:
-        """End all processes."""
+        """End all processes at once: those that listen take seconds, and how they end has tests of its own."""
         for process in reversed(self._processes):
-            process.stop()
+            process.kill()
 
     def logs(self) -> str:
         """The ends of all logs, for a failed test."""

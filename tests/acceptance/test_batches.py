@@ -30,10 +30,10 @@ class Batches:
         (project.folder / "proj.py").write_text(TASKS.read_text())
 
     def start(self, pool: str = "prefork") -> None:
-        """Start a worker and then a planner."""
+        """Start a planner and a worker, and wait for the worker."""
+        self._project.planner("one")
         worker = self._project.worker("-c", "2", "-P", pool, "-E", "-l", "INFO")
         self._project.wait_until(lambda: "ready." in worker.text())
-        self._project.planner("one")
 
     def put(self, task: str, *dos: str) -> None:
         """Insert documents, numbered from 0, at once."""

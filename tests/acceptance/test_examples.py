@@ -38,7 +38,7 @@ def test_the_shop_syncs_its_order_and_welcomes_its_customer(
         wait_until(lambda: database.customers.find_one({"name": "Ada", "welcomed": True}), logs=processes[0].text)
     finally:
         for process in processes:
-            process.stop()
+            process.kill()
 
 
 @pytest.mark.parametrize("example", ["shop", "django_shop", "fastapi_shop", "flask_shop"])

@@ -87,7 +87,7 @@ class Shop:
         """End all processes."""
         self.http.close()
         for process in reversed(self._processes):
-            process.stop()
+            process.kill()
 
     def _command(self, part: str) -> tuple[list[str], dict[str, str]]:
         """Return the arguments of the command, and the environment, with the variables that it begins with."""

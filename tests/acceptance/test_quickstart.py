@@ -46,7 +46,7 @@ def processes() -> Iterator[list[Process]]:
     started: list[Process] = []
     yield started
     for process in reversed(started):
-        process.stop()
+        process.kill()
 
 
 def test_the_quickstart_does_what_it_says(tmp_path: Path, processes: list[Process]) -> None:

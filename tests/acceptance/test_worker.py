@@ -32,6 +32,7 @@ from celery_reactive.store import definitions, indexes, records, server
 from tests.acceptance.project import Process, wait_until
 
 SOURCE = Path(__file__).with_name("worker_tasks.py")
+WORKER = (sys.executable, "-m", "celery", "-A", "proj", "worker", "--without-mingle")
 Document = dict[str, Any]
 MongoServer = embedded.MongoServer | embedded.ExternalServer
 Broker = embedded.ValkeyServer | embedded.ExternalServer
@@ -60,7 +61,7 @@ class Shop:
         self.pool = pool
         self.worker = Process(
             f"worker-{uuid.uuid4().hex}",
-            [sys.executable, "-m", "celery", "-A", "proj", "worker", "-P", pool, "-c", "2", "-E", "-l", "INFO"],
+            [*WORKER, "-P", pool, "-c", "2", "-E", "-l", "INFO"],
             self._folder,
             self._environment,
         )
@@ -176,7 +177,7 @@ def shop(request: pytest.FixtureRequest, project: Shop) -> Iterator[Shop]:
         project.start(request.param)
         yield project
     finally:
-        project.worker.stop()
+        project.worker.kill()
 
 
 POLICY_WAIT = timedelta(seconds=60)

@@ -84,7 +84,7 @@ class Flower:
 
     def stop(self) -> None:
         """End it."""
-        self._process.stop()
+        self._process.kill()
 
     def rows(self) -> dict[str, Document]:
         """Return all tasks by their Celery id, as its page shows them."""
@@ -188,7 +188,7 @@ class Stage:
 
     def _end(self) -> None:
         self._kill_worker()
-        self._planner.stop()
+        self._planner.kill()
         self._ended.set()
         self._watcher.join()
         self._reactive.runtime.connection.close()
