@@ -27,6 +27,8 @@ from celery_reactive.testing.pace import at_pace
 from celery_reactive.testing.waiting import wait_until
 
 _POLL_SECONDS = 0.01
+_TIMER_SECONDS = 0.05
+"""How long the worker's timer sleeps, and so how long its end takes: a second by default."""
 _STOP_SECONDS = 30.0
 _only_one = threading.Lock()
 """Celery's worker keeps state for its whole process."""
@@ -192,6 +194,7 @@ def _worker(app: Celery, queues: list[str], ready: threading.Event) -> Iterator[
             without_heartbeat=True,
             without_mingle=True,
             without_gossip=True,
+            timer_precision=_TIMER_SECONDS,
             ready_callback=lambda _: ready.set(),
         ).start()
 

@@ -18,20 +18,25 @@ from celery import Celery
 
 from celery_reactive.app import Reactive
 from celery_reactive.core.task import ReactiveTask
-from celery_reactive.planner import dispatch, elect, process, watch
+from celery_reactive.planner import cleanup, dispatch, elect, process, watch
 
 _MOMENT_SECONDS = 0.02
 _WAITS: tuple[tuple[ModuleType, str, Any], ...] = (
-    (watch, "_READ_WAIT", timedelta(milliseconds=50)),
     (watch, "_STORE_INTERVAL_SECONDS", _MOMENT_SECONDS),
-    (watch, "_IDLE_STORE_INTERVAL_SECONDS", 0.2),
     (dispatch, "_POLL_SECONDS", 0.1),
     (elect, "_STAND_BY_SECONDS", 0.1),
     (process, "_GLANCE_SECONDS", _MOMENT_SECONDS),
-    (process, "_LOOK_SECONDS", 0.1),
     (process, "_MEND_SECONDS", 0.1),
 )
-"""What a planner waits for that runs in this process, and for how long instead."""
+"""What a planner waits for that runs in this process and shall be fast, and for how long instead."""
+
+_ALWAYS: tuple[tuple[ModuleType, str, Any], ...] = (
+    (watch, "_READ_WAIT", timedelta(milliseconds=50)),
+    (process, "_LOOK_SECONDS", 0.1),
+    (cleanup, "_LOOK_SECONDS", 0.1),
+    (watch, "_IDLE_STORE_INTERVAL_SECONDS", 0.2),
+)
+"""What holds up a planner that has been told to end, or one who waits for rest, and for how long instead."""
 
 _in_force: list[None] = []
 """One entry for each block that is open."""
@@ -54,15 +59,15 @@ def fast() -> Iterator[None]:
 
 @contextmanager
 def at_pace(app: Celery) -> Iterator[None]:
-    """Take the debounce off the app's tasks inside the block, if `fast` is in force."""
+    """Let rest and end be noticed soon inside the block; take the debounce off the tasks, if `fast` is in force."""
     declared = list(Reactive.of(app).registry) if _in_force else []
-    try:
+    with ExitStack() as changed:
+        for module, name, value in _ALWAYS:
+            changed.enter_context(mock.patch.object(module, name, value))
         for task in declared:
+            changed.callback(_redeclare, app, task)
             _redeclare(app, dataclasses.replace(task, debounce=timedelta(0), debounce_max_wait=None))
         yield
-    finally:
-        for task in declared:
-            _redeclare(app, task)
 
 
 def _redeclare(app: Celery, task: ReactiveTask) -> None:
