@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,14 @@ def test_the_wheel_has_types_licences_and_what_the_dashboard_shows(wheel: Path, 
     assert len(licences) == 3
     assert [one for one in licences if not any(name.endswith(f"licenses/{one}") for name in names)] == []
     assert not any(name.startswith(("tests/", "docs/")) for name in names)
+
+
+def test_its_description_has_no_link_that_leads_nowhere(metadata: Message) -> None:
+    """An index knows no other file of the repository."""
+    text = str(metadata.get_payload())
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert text.startswith("# celery-reactive")
+    assert re.findall(r"\]\((?!https://)|src=\"(?!https://)", text) == []
 
 
 def test_an_index_takes_them(built: Path) -> None:
