@@ -125,7 +125,8 @@ class Settings:
     @property
     def shown_url(self) -> str:
         """The connection string without user, password and options, for messages."""
-        match = re.match(r"^(mongodb(?:\+srv)?://)(?:[^/?]*@)?([^/?@]*)(/[^?]*)?", self.mongodb_url)
+        # Up to the last @: a password whose / or ? is not escaped ends there.
+        match = re.match(r"^(mongodb(?:\+srv)?://)(?:.*@)?([^/?@]*)(/[^?]*)?", self.mongodb_url)
         return "".join(part or "" for part in match.groups()) if match else "(not a MongoDB connection string)"
 
 

@@ -35,7 +35,7 @@ from celery_reactive.planner.contents import contents_of
 from celery_reactive.planner.dispatch import Dispatcher
 from celery_reactive.planner.elect import Leadership
 from celery_reactive.planner.evolve import Evolver
-from celery_reactive.planner.patience import persist
+from celery_reactive.planner.patience import answered, persist
 from celery_reactive.planner.plan import PlannedTask, Planning
 from celery_reactive.planner.publish import Publisher
 from celery_reactive.planner.recheck import Rechecker
@@ -54,6 +54,8 @@ _GLANCE_SECONDS = 0.1
 _UNTOLD_SECONDS = 5.0
 """After so long it is asked whether anybody wants a reconciliation, told or not: no stream may follow the globals."""
 _LEAST_TERM_SECONDS = 1.0
+_ANSWER_LIMIT = timedelta(seconds=5)
+"""After so long people are told that a planner that starts waits for MongoDB."""
 _PRESENCE_LIMIT = timedelta(seconds=1)
 _FINISH_SECONDS = 6.0
 """A batch takes seconds at most where the database answers."""
@@ -91,7 +93,8 @@ def check(runtime: Runtime, publisher: Publisher, *, group: str = DEFAULT_GROUP)
     if not mine:
         groups = listed(sorted({task.group for task in runtime.registry}))
         raise ArgumentError(f"group {group!r}", [f"expected a planner group that has tasks, one of {groups}"])
-    server.check(runtime.connection.database(), shown_url=runtime.settings.shown_url)
+    with time_limit(_ANSWER_LIMIT):
+        server.check(runtime.connection.database(), shown_url=runtime.settings.shown_url)
     publisher.check()
     fit, problems = [], []
     for task in mine:
@@ -141,9 +144,29 @@ def run(
 
     Raises:
         ConfigurationError: Nothing was started.
-        StoreUnavailableError: MongoDB does not answer at the start. Later it is waited for.
+        BrokerUnavailableError: The broker does not answer at the start; nothing was started. Later it is waited for.
+        StoreUnavailableError: No client can be made of the connection string; nothing was started.
     """
-    tasks = check(runtime, publisher, group=group)
+    runtime.connection.database()
+    subject = f"MongoDB at {runtime.settings.shown_url}"
+    try:
+        tasks = answered(lambda: check(runtime, publisher, group=group), subject, stop)
+        if tasks is not None:
+            _stand(runtime, publisher, tasks, group, stop, duties)
+    finally:
+        publisher.close()
+        runtime.connection.close()
+
+
+def _stand(
+    runtime: Runtime,
+    publisher: Publisher,
+    tasks: Sequence[ReactiveTask],
+    group: str,
+    stop: threading.Event,
+    duties: Sequence[Duty],
+) -> None:
+    """Stand for leadership, and lead when elected, until *stop* is set."""
     runtime.emit(PlannerStarted(runtime.settings.instance_id, len(tasks), group))
     try:
         with _announced(runtime, group):
@@ -151,8 +174,6 @@ def run(
                 with leadership:
                     _lead_patiently(runtime, tasks, publisher, leadership, group, stop, duties)
     finally:
-        publisher.close()
-        runtime.connection.close()
         runtime.emit(PlannerStopped(runtime.settings.instance_id, group))
 
 

@@ -8,6 +8,7 @@ whatever the connection string says: with less, an acknowledged write can vanish
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ from pymongo import MongoClient, ReadPreference
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
+from pymongo.errors import InvalidURI
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from celery_reactive.core.record import CODEC
 from celery_reactive.core.task import ReactiveTask
+from celery_reactive.errors import ConfigurationError
 from celery_reactive.settings import Settings
 from celery_reactive.store.errors import time_limit, translating
 
@@ -90,15 +93,21 @@ class Connection:
         if make is not None:
             return make()
         with translating():
-            return MongoClient(
-                self._settings.mongodb_url,
-                appname="celery-reactive",
-                tz_aware=CODEC.tz_aware,
-                uuidRepresentation="standard",
-                datetime_conversion="DATETIME_AUTO",
-                retryWrites=True,
-                **_TIMEOUTS_MS,
-            )
+            try:
+                return MongoClient(
+                    self._settings.mongodb_url,
+                    appname="celery-reactive",
+                    tz_aware=CODEC.tz_aware,
+                    uuidRepresentation="standard",
+                    datetime_conversion="DATETIME_AUTO",
+                    retryWrites=True,
+                    **_TIMEOUTS_MS,
+                )
+            except (InvalidURI, ValueError) as error:
+                # What the driver quotes may be a part of the password.
+                reason = re.sub(r'"[^"]*"', '"…"', str(error))
+                problem = f"expected a connection string, got {self._settings.shown_url}: {reason}"
+                raise ConfigurationError("reactive_mongodb_url", [problem]) from error
 
     def database(self, name: str | None = None) -> Database[Document]:
         """Return a database by name, the default one for None."""

@@ -12,6 +12,8 @@ from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from bson import Timestamp
@@ -265,6 +267,54 @@ def test_a_frozen_mongodb_is_waited_out(
     finally:
         mongodb.resume()
     handle(own_project, "after")
+
+
+@pytest.fixture
+def early(tmp_path: Path, own_servers: tuple[embedded.MongoServer, embedded.ValkeyServer]) -> Iterator[Project]:
+    """A project of which nothing runs yet, on servers of its own."""
+    mongodb, broker = own_servers
+    with MongoClient[dict[str, Any]](mongodb.url_of("shop")) as client:
+        database: Database[dict[str, Any]] = client.get_default_database()
+        project = Project(tmp_path, database, {"MONGODB_URL": mongodb.url_of("shop"), "BROKER_URL": broker.url})
+        yield project
+        project.stop()
+
+
+def health_of(port: int) -> dict[str, int]:
+    """Return what a planner says of its health; 0 while its port is closed."""
+    found = {}
+    for path in ("healthz", "readyz"):
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
+                found[path] = answer.status
+        except HTTPError as refused:
+            found[path] = refused.code
+        except OSError:
+            found[path] = 0
+    return found
+
+
+@pytest.mark.parametrize("absence", ["frozen", "away"])
+def test_a_planner_waits_for_its_database_at_the_start(
+    early: Project, own_servers: tuple[embedded.MongoServer, embedded.ValkeyServer], absence: str
+) -> None:
+    """B-46, B-68: it says so, is alive and not ready, goes on by itself, and listens to its supervisor meanwhile."""
+    mongodb, _ = own_servers
+    (mongodb.suspend if absence == "frozen" else mongodb.kill)()
+    port = free_port()
+    try:
+        planners = early.planner("one", "--metrics-port", str(port)), early.planner("two")
+        for planner in planners:
+            early.wait_until(lambda planner=planner: "does not answer, waiting" in planner.text())
+            assert "MongoDB at mongodb://127.0.0.1:" in planner.text()
+        assert health_of(port) == {"healthz": 200, "readyz": 503}
+        planners[1].send(signal.SIGTERM)
+        assert planners[1].wait(timeout=2) == 0
+    finally:
+        (mongodb.resume if absence == "frozen" else mongodb.start)()
+    early.wait_until(lambda: health_of(port) == {"healthz": 200, "readyz": 200})
+    early.wait_until(lambda: early.leader() == "one")
+    assert "answers again" in planners[0].text()
 
 
 def test_a_restarted_empty_broker_is_waited_for(

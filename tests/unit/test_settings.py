@@ -12,6 +12,7 @@ from celery import Celery
 from celery_reactive import Reactive
 from celery_reactive.errors import ConfigurationError
 from celery_reactive.settings import Settings
+from celery_reactive.store.connection import Connection
 
 CONNECTION = "mongodb://me:secret@db.example:27017/shop?authSource=admin"
 
@@ -115,6 +116,18 @@ def test_a_wrong_value_is_refused_by_name(name: str, value: object) -> None:
     """Public surface, settings."""
     with pytest.raises(ConfigurationError, match=f"reactive_{name}"):
         load(**{name: value})
+
+
+@pytest.mark.parametrize("password", ["sec/ret", "sec@ret", "sec:ret"])
+def test_no_password_gets_out_that_should_have_been_escaped(password: str) -> None:
+    """Design, trust: the most usual mistake in a connection string puts its password nowhere."""
+    settings = load(mongodb_url=f"mongodb://me:{password}@db/shop?w=1")
+    assert settings.shown_url == "mongodb://db/shop"
+    with pytest.raises(ConfigurationError, match="reactive_mongodb_url: expected a connection string") as raised:
+        Connection(settings).client.close()
+    assert "sec" not in str(raised.value)
+    assert "ret" not in str(raised.value)
+    assert load(mongodb_url="mongodb://me:sec?ret@db/shop?w=1").shown_url == "mongodb://db/shop"
 
 
 def test_no_password_gets_out() -> None:
