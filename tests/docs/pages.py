@@ -8,6 +8,7 @@ it, `raises: Error` expects the block to raise and the text block that follows t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -70,9 +71,15 @@ def blocks_of(page: Path) -> list[Block]:
 
 def table(page: str, name: str) -> list[list[str]]:
     """Return the rows of a table of the guide, without its heading; cells as they are written."""
-    text = (ROOT / "docs" / "guide" / page).read_text()
-    lines = text.partition(f"<!-- table: {name} -->\n")[2].partition("\n\n")[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    return rows_of((ROOT / "docs" / "guide" / page).read_text(), f"<!-- table: {name} -->")
+
+
+def rows_of(text: str, mark: str) -> list[list[str]]:
+    """Return the rows of the first table at or after *mark*, without its heading; cells as they are written."""
+    lines = text[text.index(mark) :].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    return [[cell.strip() for cell in row[1:-1].split("|")] for row in rows][2:]
 
 
 def bold_items(page: Path, heading: str) -> list[str]:

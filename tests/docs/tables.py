@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -183,6 +184,30 @@ def table(heading: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def logs() -> str:
+    """Return the log entries with a code of their own that are no events: code, level, text."""
+    entries = sorted({entry for path in sorted(PACKAGE.rglob("*.py")) for entry in log_entries(path)})
+    return table(["code", "level", "text"], [[f"`{code}`", level, text] for code, level, text in entries])
+
+
+def log_entries(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield code, level and text of each entry that a module logs with a constant code."""
+    for call in ast.walk(ast.parse(path.read_text())):
+        match call:
+            case ast.Call(func=ast.Attribute(attr=level), args=[ast.Constant(value=str(text)), *_], keywords=keywords):
+                extras = [one.value for one in keywords if one.arg == "extra" and isinstance(one.value, ast.Dict)]
+                for code in (value for extra in extras for value in codes_in(extra)):
+                    yield code, level, re.sub(r"%[srd]", "…", text)
+
+
+def codes_in(extra: ast.Dict) -> Iterator[str]:
+    """Yield the code in the extra fields of a log entry, if it is a constant."""
+    for key, value in zip(extra.keys, extra.values, strict=True):
+        match key, value:
+            case ast.Constant(value="event"), ast.Constant(value=str(code)):
+                yield code
+
+
 def doctor() -> str:
     """What `doctor` can find, the worst first, with what to do."""
     severities = list(Severity)
@@ -225,6 +250,7 @@ def written(option: click.Option) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "doctor": doctor,
+    "logs": logs,
     "metrics": metrics,
     "waits": waits,
     "settings": settings,
