@@ -19,7 +19,6 @@ import celery_reactive
 from celery_reactive import RetryPolicy
 from celery_reactive.cli import reactive
 from celery_reactive.core.duration import format_duration
-from celery_reactive.core.policies import CleanupPolicy, Evolution
 from celery_reactive.events import EVENTS
 from celery_reactive.management.doctor.examine import ailments
 from celery_reactive.management.doctor.finding import Severity
@@ -49,8 +48,6 @@ KINDS = {
     "Callable[..., Any]": "callable",
     "Callable[[], Any]": "callable",
 }
-DECLARING = {"core/declaration.py", "core/policies.py", "core/task.py"}
-LOADING = {"settings.py", "app.py", "runtime.py"}
 
 
 def main() -> None:
@@ -140,38 +137,6 @@ def metrics() -> str:
     return table(["name", "kind", "labels", "meaning"], rows)
 
 
-def inert() -> str:
-    """Return a list of what can be declared or set and is read by nothing."""
-    options = inert_options()
-    keys = [f"`{policy}` (`{key}`)" for policy, key in options]
-    names = keys + [f"`reactive_{name}`" for name in inert_settings()]
-    return "\n".join(f"- {name}" for name in names) or "None."
-
-
-def inert_options() -> list[tuple[str, str]]:
-    """Return the keys of policies that nothing reads, each with its option."""
-    policies = (("cleanup_policy", CleanupPolicy), ("evolution", Evolution))
-    text = source_but(DECLARING)
-    return [
-        (option, field.name)
-        for option, policy in policies
-        for field in dataclasses.fields(policy)
-        if not re.search(rf"\.{field.name}\b", text)
-    ]
-
-
-def inert_settings() -> list[str]:
-    """Return the settings that nothing reads."""
-    text = source_but(LOADING)
-    return [field.name for field in dataclasses.fields(Settings) if not re.search(rf"\.{field.name}\b", text)]
-
-
-def source_but(left_out: set[str]) -> str:
-    """Return the source of the package but of some modules."""
-    modules = sorted(path for path in PACKAGE.rglob("*.py") if str(path.relative_to(PACKAGE)) not in left_out)
-    return "\n".join(module.read_text() for module in modules)
-
-
 def without_rules(text: str) -> str:
     """Return *text* as one line, without references such as "(B-20)"."""
     return re.sub(r" \(B-[^)]*\)", "", " ".join(text.split()))
@@ -255,7 +220,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "waits": waits,
     "settings": settings,
     "events": events,
-    "inert": inert,
     "commands": commands,
 }
 

@@ -40,6 +40,13 @@ def test_every_page_is_in_llms_txt() -> None:
     assert sorted(listed) == sorted(pages)
 
 
+def test_the_guide_lists_its_pages_in_the_order_of_the_site() -> None:
+    """Whoever reads on comes to the next page of the list."""
+    order = re.findall(r"^guide/(\S+)$", llms.INDEX.read_text(), flags=re.MULTILINE)
+    listed = re.findall(r"^\d+\. \[[^\]]+\]\((\S+)\.md\)", llms.GUIDE.read_text(), flags=re.MULTILINE)
+    assert [page for page in order if page != "README"] == listed
+
+
 def test_everything_public_is_in_the_reference() -> None:
     """An import that no page names is a secret."""
     described = re.findall(r"^\.\. auto\w+:: (\w+)$", API, flags=re.MULTILINE)

@@ -17,6 +17,7 @@ from celery_reactive.core.filters import _REFUSED
 from celery_reactive.core.policies import DeleteWhen, OnHandlerVersionChange
 from celery_reactive.core.retry import _LIMITS, RetryType
 from celery_reactive.core.states import RecordState
+from celery_reactive.settings import Settings
 from tests.docs import tables
 from tests.docs.pages import PAGES, ROOT, anchors_of, bold_items, code_in, links_of, table
 
@@ -60,10 +61,20 @@ def test_every_choice_is_listed() -> None:
     assert [ast.literal_eval(code) for code in code_in(change)] == list(OnHandlerVersionChange)
 
 
-def test_options_that_nothing_acts_on_say_so() -> None:
-    """A reader of the table alone must not count on them."""
-    saying = {code_in(row[0])[0] for row in table("declaring.md", "options") if "README.md#not-there-yet" in row[3]}
-    assert saying == {option for option, _ in tables.inert_options()}
+@pytest.mark.parametrize(
+    ("declared", "elsewhere"),
+    [
+        (CleanupPolicy, {"core/declaration.py", "core/policies.py", "core/task.py"}),
+        (Evolution, {"core/declaration.py", "core/policies.py", "core/task.py"}),
+        (Settings, {"settings.py", "app.py", "runtime.py"}),
+    ],
+)
+def test_what_can_be_written_is_acted_on(declared: type[Any], elsewhere: set[str]) -> None:
+    """A key that is checked and then read by nothing would be a promise."""
+    modules = [path for path in tables.PACKAGE.rglob("*.py") if str(path.relative_to(tables.PACKAGE)) not in elsewhere]
+    text = "\n".join(module.read_text() for module in modules)
+    names = [field.name for field in dataclasses.fields(declared)]
+    assert [name for name in names if not re.search(rf"\.{name}\b", text)] == []
 
 
 def test_every_limit_of_a_retry_policy_is_listed_with_its_default() -> None:
