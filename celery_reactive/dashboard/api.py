@@ -36,19 +36,22 @@ class Api:
     @property
     def routes(self) -> list[Route]:
         """Where each endpoint is."""
-        base = openapi.BASE
+        telling = {
+            "status": self.status,
+            "activity": self.activity,
+            "records": self.records,
+            "record": self.record,
+            "errors": self.errors,
+            "failures": self.failures,
+            "operations": self.operations,
+            "schedule": self.schedule,
+        }
+        doing = {"preview": self.preview, **{action.value: self._doing(action) for action in Action}}
+        in_time, base = self._site.in_time, openapi.BASE
         return [
             Route("/openapi.json", self.document),
-            Route(f"{base}/status", self.status),
-            Route(f"{base}/activity", self.activity),
-            Route(f"{base}/records", self.records),
-            Route(f"{base}/record", self.record),
-            Route(f"{base}/errors", self.errors),
-            Route(f"{base}/failures", self.failures),
-            Route(f"{base}/operations", self.operations),
-            Route(f"{base}/schedule", self.schedule),
-            Route(f"{base}/preview", self.preview, methods=["POST"]),
-            *(Route(f"{base}/{action}", self._doing(action), methods=["POST"]) for action in Action),
+            *(Route(f"{base}/{name}", in_time(endpoint)) for name, endpoint in telling.items()),
+            *(Route(f"{base}/{name}", in_time(endpoint), methods=["POST"]) for name, endpoint in doing.items()),
         ]
 
     def document(self, request: Request) -> Response:

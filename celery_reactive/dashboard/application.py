@@ -19,7 +19,7 @@ from celery_reactive.dashboard.api import Api
 from celery_reactive.dashboard.guard import Guard
 from celery_reactive.dashboard.options import Options
 from celery_reactive.dashboard.pages import Pages
-from celery_reactive.dashboard.site import HERE, Site, Source, refused_by
+from celery_reactive.dashboard.site import HERE, Site, Source
 from celery_reactive.errors import ReactiveError
 from celery_reactive.metrics.expose import CONTENT_TYPE
 
@@ -73,7 +73,7 @@ def _answers(site: Site) -> dict[Any, Any]:
 
     def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, ReactiveError)  # noqa: S101 -- registered so below
-        refused = refused_by(error)
+        refused = site.refused_by(request, error)
         path, said = request.url.path, site.redaction.text(str(error))
         level = logging.WARNING if refused.status >= _SERVER_ERROR else logging.INFO
         logger.log(level, "the dashboard could not answer %s: %s", path, said, extra={"path": path, "error": said})

@@ -37,6 +37,8 @@ class Options:
     """The planner group whose leader is shown."""
     refresh_seconds: int = 3
     """How often a page that is looked at is brought up to date; 0: never."""
+    deadline_seconds: float = 5.0
+    """So long all statements of one request may take together; then it is answered with 503 and the reason."""
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> Options:
@@ -119,6 +121,12 @@ def _seconds(value: Any) -> int:
     raise ValueError(f"expected whole seconds from 0 to 3600, got {shown(value)}")
 
 
+def _above_zero(value: Any) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 3600:  # noqa: PLR2004 -- an hour
+        return float(value)
+    raise ValueError(f"expected seconds above 0, at most 3600, got {shown(value)}")
+
+
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "users": _users,
     "tokens": _tokens,
@@ -129,4 +137,5 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "title": _text,
     "group": _text,
     "refresh_seconds": _seconds,
+    "deadline_seconds": _above_zero,
 }

@@ -52,18 +52,19 @@ class Pages:
     @property
     def routes(self) -> list[Route]:
         """Where each page is."""
-        return [
-            Route("/", self.overview),
-            Route("/records", self.records),
-            Route("/record", self.record),
-            Route("/errors", self.errors),
-            Route("/planner", self.planner),
-            Route("/operations", self.operations),
-            Route("/schedule", self.schedule),
-            Route("/find", self.find),
-            Route("/confirm/{action}", self.confirm),
-            Route("/actions/{action}", self.act, methods=["POST"]),
-        ]
+        places = {
+            "/": self.overview,
+            "/records": self.records,
+            "/record": self.record,
+            "/errors": self.errors,
+            "/planner": self.planner,
+            "/operations": self.operations,
+            "/schedule": self.schedule,
+            "/find": self.find,
+            "/confirm/{action}": self.confirm,
+        }
+        acting = Route("/actions/{action}", self._site.in_time(self.act), methods=["POST"])
+        return [*(Route(path, self._site.in_time(page)) for path, page in places.items()), acting]
 
     def overview(self, request: Request) -> Response:
         """Show all tasks: what waits, runs and has failed, and charts of what was run lately."""

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -41,11 +42,16 @@ from celery_reactive.management.selection import TaskFilters
 from celery_reactive.management.status import Status, read_status
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import activity
+from celery_reactive.store.errors import time_limit
 
 logger = logging.getLogger(__name__)
 
+Endpoint = Callable[[Request], Response]
+
 HERE = Path(__file__).parent
 _RETRY_AFTER = {"retry-after": "5"}
+_ACTING = "celery_reactive.acting"
+"""Where the scope says that something is being changed for the request."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,6 +111,21 @@ class Site:
             logger.exception("the dashboard cannot be served, the app is not fit")
             raise RefusedError(503, "the app's settings or tasks are wrong; the server's log says how") from error
 
+    def in_time(self, endpoint: Endpoint) -> Endpoint:
+        """Return *endpoint* with one deadline for all of its statements: where MongoDB hangs, a page must not.
+
+        Raises:
+            StoreBusyError: From the endpoint that is returned, when the deadline has passed.
+        """
+        deadline = timedelta(seconds=self.options.deadline_seconds)
+
+        @functools.wraps(endpoint)
+        def answer(request: Request) -> Response:
+            with time_limit(deadline):
+                return endpoint(request)
+
+        return answer
+
     def status(self) -> Status:
         """Return the state of the system, as it was a moment ago; counts up to `ENOUGH` where all take too long."""
         runtime, group = self.runtime, self.options.group
@@ -140,6 +161,7 @@ class Site:
             ReactiveError: What management raises.
         """
         user: str | None = request.scope.get(USER)
+        request.scope[_ACTING] = True
         try:
             hands = Hands(self.runtime, f"{user or 'somebody'} (dashboard)", self.source.send_entry)
             return actions.perform(hands, action, fields)
@@ -160,6 +182,24 @@ class Site:
             "is_part": "hx-request" in request.headers and "hx-boosted" not in request.headers,
         }
         return HTMLResponse(self._templates.get_template(template).render(**known, **context), code)
+
+    def refused_by(self, request: Request, error: ReactiveError) -> RefusedError:
+        """Return how a failure of management is told to whoever asked."""
+        match error:
+            case UnknownTaskError():
+                return RefusedError(404, str(error))
+            case StoreBusyError():
+                late = f"MongoDB has not answered within {self.options.deadline_seconds:g} s"
+                why = "it hangs, or what is asked for takes longer: narrower filters help"
+                return RefusedError(503, f"{late}{_doubt(request)}; {why}", _RETRY_AFTER)
+            case StoreUnavailableError():
+                # Its message names hosts, which are nobody's business here.
+                reason = f"MongoDB does not answer{_doubt(request)}; the server's log says more"
+                return RefusedError(503, reason, _RETRY_AFTER)
+            case ConfigurationError() | StatementFailedError():
+                return RefusedError(400, str(error))
+            case _:
+                return RefusedError(503, str(error), _RETRY_AFTER)
 
     def refusal(self, request: Request, refused: RefusedError) -> Response:
         """Return the answer to a request that is refused."""
@@ -189,17 +229,6 @@ def body_of(request: Request) -> bytes:
     return body
 
 
-def refused_by(error: ReactiveError) -> RefusedError:
-    """Return how a failure of management is told to whoever asked."""
-    match error:
-        case UnknownTaskError():
-            return RefusedError(404, str(error))
-        case StoreBusyError():
-            return RefusedError(503, "not found within the time limit; narrow the filters", _RETRY_AFTER)
-        case StoreUnavailableError():
-            # Its message names hosts, which are nobody's business here.
-            return RefusedError(503, "MongoDB does not answer; the server's log says more", _RETRY_AFTER)
-        case ConfigurationError() | StatementFailedError():
-            return RefusedError(400, str(error))
-        case _:
-            return RefusedError(503, str(error), _RETRY_AFTER)
+def _doubt(request: Request) -> str:
+    """Return what is not known of an answer that did not come."""
+    return "; it may have been done, look before you ask again" if _ACTING in request.scope else ""
