@@ -21,7 +21,6 @@ from celery_reactive.core.duration import Duration
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.suggest import listed, shown
 from celery_reactive.core.task import DEFAULT_GROUP, ReactiveTask
-from celery_reactive.dashboard.schedule import ScheduleEntry
 from celery_reactive.errors import ArgumentError, ConfigurationError, ReactiveError
 from celery_reactive.events import Event
 from celery_reactive.management import by_hand, cleanup, controls, listing, operations, reconciling
@@ -32,6 +31,7 @@ from celery_reactive.management.listing import Page
 from celery_reactive.management.locks import Lock
 from celery_reactive.management.operations import Action, Operation
 from celery_reactive.management.plan import PlanReport
+from celery_reactive.management.schedule import ScheduleEntry, entries_of
 from celery_reactive.management.selection import TaskFilters
 from celery_reactive.management.status import Status, read_planning_failures, read_status
 from celery_reactive.metrics.expose import CONTENT_TYPE
@@ -396,7 +396,6 @@ class Reactive:
 
         Raises:
             ConfigurationError: Settings, tasks or server are not fit, or Celery is eager; nothing was started.
-            StoreUnavailableError: MongoDB does not answer at the start.
             BrokerUnavailableError: The broker does not answer at the start.
         """
         from celery_reactive.planner import process  # noqa: PLC0415 -- workers need no planner
@@ -775,14 +774,22 @@ class Reactive:
         """
         controls.pause(self._knowing_all_tasks(), task)
 
-    def resume(self, task: str) -> None:
-        """End the pause of *task*, and a throttle too (B-53).
+    def resume(self, task: str, doc_id: Any = ...) -> bool:
+        """End the pause of *task*, and a throttle too (B-53); or let a record run that the loop guard paused (B-64).
+
+        Args:
+            task: The task's name.
+            doc_id: The document's `_id`, taken literally. Without it the whole task is meant, and no record.
+
+        Returns:
+            Whether anything could be resumed: false where the loop guard has not paused that record.
 
         Raises:
             UnknownTaskError: There is no such task; the message lists the known ones. Nothing was changed.
             StoreUnavailableError: The pause may be in force or not.
+            StatementFailedError: The id cannot be sent to the server. Nothing was changed.
         """
-        controls.resume(self._knowing_all_tasks(), task)
+        return controls.resume(self._knowing_all_tasks(), task, doc_id)
 
     def throttle(self, task: str, delay: Duration | datetime) -> datetime:
         """Start no run of *task*, anywhere, until a time; a longer throttle that is in force stays (B-35).
@@ -889,22 +896,9 @@ class Reactive:
 
     def _schedule(self) -> list[ScheduleEntry]:
         """Return the entries of Celery beat's schedule."""
-        from celery_reactive.planner.beat import scheduler_of  # noqa: PLC0415 -- workers need no planner
+        from celery_reactive.planner.beat import scheduler_seen  # noqa: PLC0415 -- workers need no planner
 
-        entries = []
-        for name, entry in scheduler_of(self._app, self._knowing_all_tasks()).schedule.items():
-            is_due, seconds = entry.is_due()
-            entries.append(
-                ScheduleEntry(
-                    name=name,
-                    task=entry.task,
-                    schedule=str(entry.schedule).strip("<>"),
-                    last_run_at=entry.last_run_at if entry.total_run_count else None,
-                    runs=entry.total_run_count,
-                    due_in=timedelta(0) if is_due else timedelta(seconds=round(seconds)),
-                )
-            )
-        return entries
+        return entries_of(scheduler_seen(self._app, self._knowing_all_tasks()).schedule)
 
     def _send_entry(self, name: str) -> str:
         """Send the task of an entry of the schedule once, now; return the id of the message.
@@ -915,9 +909,9 @@ class Reactive:
         """
         from celery.beat import SchedulingError  # noqa: PLC0415 -- workers need no planner
 
-        from celery_reactive.planner.beat import scheduler_of  # noqa: PLC0415 -- workers need no planner
+        from celery_reactive.planner.beat import scheduler_seen  # noqa: PLC0415 -- workers need no planner
 
-        scheduler = scheduler_of(self._app, self._knowing_all_tasks())
+        scheduler = scheduler_seen(self._app, self._knowing_all_tasks())
         entry = scheduler.schedule.get(name)
         if entry is None:
             raise ArgumentError("entry", [f"expected {_one_of(scheduler.schedule)}, got {name!r}"])

@@ -26,11 +26,21 @@ def pause(ctx: click.Context, task: str) -> None:
 
 @click.command()
 @click.argument("task", type=TaskName())
+@click.argument("doc_id", type=DocId(), required=False)
 @click.pass_context
-def resume(ctx: click.Context, task: str) -> None:
-    """End the pause of TASK, and a throttle too."""
-    open_project(ctx).resume(task)
-    click.echo(f"{task} is resumed")
+def resume(ctx: click.Context, task: str, doc_id: Any) -> None:
+    """End the pause of TASK, and a throttle too.
+
+    With a DOC_ID: let the record run again that the loop guard has paused, and leave the task as it is.
+    """
+    if doc_id is None:
+        open_project(ctx).resume(task)
+        click.echo(f"{task} is resumed")
+        return
+    key = RecordKey(task, given_id(doc_id))
+    if not open_project(ctx).resume(task, key.doc_id):
+        raise click.ClickException(f"{key} is not paused by the loop guard; `tasks explain` tells what it waits for")
+    click.echo(f"{key} runs now")
 
 
 @click.command()

@@ -296,7 +296,7 @@ def _show_record(record: TaskRecord, console: Console) -> None:
 
 
 def _facts(record: TaskRecord) -> list[tuple[str, str]]:
-    flags = [name for name, is_set in (("gone", record.gone), ("left", record.left)) if is_set]
+    flags = [name for name in ("gone", "left", "guarded") if getattr(record, name)]
     times = {
         "next run": record.next_run_at,
         "due": record.due_at,

@@ -60,7 +60,7 @@ def fields_of(action: Action) -> tuple[str, ...]:
     match action:
         case Action.RETRY | Action.DISCARD:
             return TARGETS
-        case Action.TRIGGER:
+        case Action.TRIGGER | Action.RESUME:
             return ("task", "doc_id")
         case Action.THROTTLE:
             return ("task", "delay")
@@ -70,10 +70,23 @@ def fields_of(action: Action) -> tuple[str, ...]:
             return ("operation",)
         case Action.SEND:
             return ("entry",)
-        case Action.PAUSE | Action.RESUME | Action.RECONCILE:
+        case Action.PAUSE | Action.RECONCILE:
             return ("task",)
         case _:
             assert_never(action)
+
+
+def optional_of(action: Action) -> tuple[str, ...]:
+    """Return those of `fields_of` that may be missing; of what selects records, any may."""
+    match action:
+        case Action.RETRY | Action.DISCARD:
+            return TARGETS
+        case Action.LIMIT:
+            return LIMITS
+        case Action.RESUME:
+            return ("doc_id",)
+        case _:
+            return ()
 
 
 def refuse_without(permission: Permission, action: Action) -> None:
@@ -133,8 +146,7 @@ def perform(hands: Hands, action: Action, fields: Fields) -> Done:
             controls.pause(runtime, task := required(fields, "task"))
             return Done(f"{task} is paused: no run starts until it is resumed")
         case Action.RESUME:
-            controls.resume(runtime, task := required(fields, "task"))
-            return Done(f"{task} is resumed")
+            return _resume(runtime, required(fields, "task"), fields.text("doc_id"))
         case Action.THROTTLE:
             task, delay = required(fields, "task"), parse_duration(required(fields, "delay"), name="delay")
             until = controls.throttle(runtime, task, delay)
@@ -209,6 +221,15 @@ def _limit(runtime: Runtime, task: str, fields: Fields) -> Done:
 
 def _number(text: str) -> int | str:
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else text
+
+
+def _resume(runtime: Runtime, task: str, doc_id: str | None) -> Done:
+    if doc_id is None:
+        controls.resume(runtime, task)
+        return Done(f"{task} is resumed")
+    if controls.resume(runtime, task, doc_id_of(doc_id)):
+        return Done(f"{task} runs for {doc_id} now", 1)
+    return Done(f"nothing to resume: the loop guard has not paused the record of {doc_id}", 0)
 
 
 def _trigger(runtime: Runtime, task: str, doc_id: str) -> Done:

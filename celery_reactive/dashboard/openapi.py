@@ -64,7 +64,7 @@ _SUMMARIES: Mapping[Action, str] = {
     Action.DISCARD: "End pending and failed records without a run.",
     Action.TRIGGER: "Run a task for one document now.",
     Action.PAUSE: "Start no run of a task until it is resumed.",
-    Action.RESUME: "End the pause of a task, and a throttle too.",
+    Action.RESUME: "End the pause of a task, and a throttle too; or let one record run that the loop guard paused.",
     Action.THROTTLE: "Start no run of a task until a time.",
     Action.RECONCILE: "Have every document of a task compared with its record.",
     Action.LIMIT: "Set limits and priority of a task, instead of what it declares.",
@@ -109,10 +109,16 @@ def document(*, root: str) -> dict[str, Any]:
             f"{BASE}/schedule": _reading("schedule", "Entries of Celery beat's schedule.", (), "Schedule"),
             f"{BASE}/operations": _reading("operations", "Bulk work of the last week.", ("limit",), "Operations"),
             f"{BASE}/preview": _changing(
-                "preview", "What retry or discard with the same body would touch.", selecting.TARGETS, "Preview"
+                "preview",
+                "What retry or discard with the same body would touch.",
+                selecting.TARGETS,
+                "Preview",
+                optional=selecting.TARGETS,
             ),
             **{
-                f"{BASE}/{action}": _changing(action.value, summary, actions.fields_of(action), "Done")
+                f"{BASE}/{action}": _changing(
+                    action.value, summary, actions.fields_of(action), "Done", optional=actions.optional_of(action)
+                )
                 for action, summary in _SUMMARIES.items()
             },
         },
@@ -148,13 +154,15 @@ def _parameter(name: str, *, required: bool, several: bool) -> dict[str, Any]:
     return {"name": name, "in": "query", "description": meaning, "required": required, "schema": schema}
 
 
-def _changing(name: str, summary: str, fields: tuple[str, ...], result: str) -> dict[str, Any]:
+def _changing(
+    name: str, summary: str, fields: tuple[str, ...], result: str, *, optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
     is_bulk = fields == selecting.TARGETS
     properties = {field: _property(field, several=is_bulk and field in _SEVERAL) for field in fields}
     body = {
         "type": "object",
         "properties": properties,
-        "required": [] if is_bulk else [field for field in fields if field not in actions.LIMITS],
+        "required": [field for field in fields if field not in optional],
         "additionalProperties": False,
     }
     return {
@@ -322,6 +330,7 @@ def _record() -> Schema:
             "history": _list_of(entry),
             "gone": {"type": "boolean"},
             "left": {"type": "boolean"},
+            "guarded": {"type": "boolean"},
         }
     )
 

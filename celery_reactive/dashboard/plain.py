@@ -13,13 +13,13 @@ from typing import Any
 from celery_reactive.core.record import id_to_text
 from celery_reactive.core.redaction import Redaction
 from celery_reactive.dashboard.actions import Done
-from celery_reactive.dashboard.schedule import ScheduleEntry
 from celery_reactive.management.activity import Activity
 from celery_reactive.management.error_groups import ErrorGroups
 from celery_reactive.management.explain import Explanation
 from celery_reactive.management.listing import Page, TaskRecord
 from celery_reactive.management.operations import Operation
 from celery_reactive.management.reconciling import ReconciliationStatus
+from celery_reactive.management.schedule import ScheduleEntry
 from celery_reactive.management.status import Status, TaskStatus
 from celery_reactive.store.unplanned import Unplanned
 
@@ -51,6 +51,7 @@ def record(one: TaskRecord, redaction: Redaction) -> dict[str, Any]:
         "history": [_history(entry, redaction) for entry in one.execution_history],
         "gone": one.gone,
         "left": one.left,
+        "guarded": one.guarded,
     }
 
 

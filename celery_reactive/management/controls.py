@@ -9,17 +9,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from celery_reactive.core.duration import Duration, in_utc, parse_duration
 from celery_reactive.core.limits import UNLIMITED, Overrides, Rate, Unlimited
 from celery_reactive.core.options import Options, read_integer
+from celery_reactive.core.record import RecordKey
 from celery_reactive.core.suggest import listed
 from celery_reactive.core.task import HIGHEST_PRIORITY
 from celery_reactive.errors import ArgumentError, ConfigurationError
-from celery_reactive.events import TaskLimited, TaskPaused, TaskThrottled
+from celery_reactive.events import ManualAction, TaskLimited, TaskPaused, TaskThrottled
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import definitions, queries
+from celery_reactive.store import definitions, queries, records
 from celery_reactive.store.wake import wake_if_possible
 
 T = TypeVar("T")
@@ -35,14 +36,31 @@ def pause(runtime: Runtime, task: str) -> None:
     _set_paused(runtime, task, paused=True)
 
 
-def resume(runtime: Runtime, task: str) -> None:
-    """End the pause of *task*, and a throttle too.
+def resume(runtime: Runtime, task: str, doc_id: Any = ...) -> bool:
+    """End the pause of *task*, and a throttle too; or let one record run again that the loop guard has paused (B-64).
+
+    Args:
+        runtime: The app's parts.
+        task: The task's name.
+        doc_id: The document's `_id`, taken literally. Without it the whole task is meant, and no record.
+
+    Returns:
+        Whether anything could be resumed: false where the loop guard has not paused that record.
 
     Raises:
         UnknownTaskError: There is no such task; the message lists the known ones. Nothing was changed.
         StoreUnavailableError: The pause may be in force or not.
+        StatementFailedError: The id cannot be sent to the server. Nothing was changed.
     """
-    _set_paused(runtime, task, paused=False)
+    if doc_id is ...:
+        _set_paused(runtime, task, paused=False)
+        return True
+    definition = runtime.registry.get(task)
+    is_resumed = records.resume(runtime.connection.records(definition), RecordKey(definition.name, doc_id))
+    if is_resumed:
+        runtime.emit(ManualAction("resume", definition.name, 1))
+        wake_if_possible(runtime.connection.globals(), definition.name)
+    return is_resumed
 
 
 def throttle(runtime: Runtime, task: str, delay: Duration | datetime) -> datetime:

@@ -246,7 +246,7 @@ def _of_record(seen: _Situation) -> Iterator[Reason]:
         return
     match record.status:
         case RecordState.PENDING:
-            yield _waiting(record, books)
+            yield _guarded(seen) if books.is_guarded else _waiting(record, books)
         case RecordState.PROCESSING | RecordState.PROCESSING_DIRTY:
             yield from _running(record, books)
         case RecordState.COMPLETED:
@@ -261,6 +261,14 @@ def _of_record(seen: _Situation) -> Iterator[Reason]:
             assert_never(record.status)
     if record.status is not RecordState.PENDING or record.last_error is None:
         yield from _past(record)
+
+
+def _guarded(seen: _Situation) -> Reason:
+    text = (
+        f"The loop guard has paused it: {seen.task.loop_guard} runs in a row were caused by what its own handler wrote "
+        f"to the document. Mend the handler, then `resume {seen.task.name}` with this document's id."
+    )
+    return Reason("loop_guarded", text, holds_back=True)
 
 
 def _waiting(record: TaskRecord, books: Books) -> Reason:

@@ -91,6 +91,8 @@ class TaskRecord:
     """Whether the document was seen to be deleted."""
     left: bool
     """Whether the document was seen to match the filter no longer."""
+    guarded: bool
+    """Whether the loop guard has paused the record (B-64)."""
     celery_id: str
     """Of the Celery task that runs it now, or next: what Flower and logs name it by."""
 
@@ -348,6 +350,7 @@ def record_from(namespace: str, stored: Mapping[str, Any]) -> TaskRecord:
         execution_history=tuple(stored["executionHistory"]),
         gone=bool(books.get("gone")),
         left=bool(books.get("left")),
+        guarded=bool(books.get("guarded")),
         celery_id=RecordKey(stored["task"], stored["sourceDocId"]).celery_id(namespace, int(books["cycle"])),
     )
 

@@ -286,6 +286,11 @@ _ROWS: dict[str, Sequence[_Panel]] = {
             [(_gauge("paused", ("task_name",), _TASK), "{{task_name}}")],
         ),
         _Panel(
+            "Paused by the loop guard",
+            "Records whose handler triggers itself: `celery-reactive resume TASK DOC_ID` when it is mended.",
+            [(_gauge("loop_guarded", ("task_name",), _TASK), "{{task_name}}")],
+        ),
+        _Panel(
             "Throttled for",
             "How long a task is still throttled.",
             [

@@ -139,6 +139,7 @@ PLANNING_FAILURES = Metric(
     "planning_failures", Kind.GAUGE, _TASK, "Documents that cannot be planned now, those of locked records included."
 )
 PAUSED = Metric("paused", Kind.GAUGE, _TASK, "1 while the task is paused.")
+GUARDED = Metric("loop_guarded", Kind.GAUGE, _TASK, "Records that the loop guard has paused, until they are resumed.")
 THROTTLED = Metric(
     "throttled_until_timestamp_seconds", Kind.GAUGE, _TASK, "Until when the task is throttled; 0: it is not."
 )
@@ -168,6 +169,7 @@ METRICS: tuple[Metric, ...] = (
     PROGRESS,
     PAUSED,
     THROTTLED,
+    GUARDED,
     BUILD,
 )
 """All of them, in the order in which they are exposed."""

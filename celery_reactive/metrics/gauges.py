@@ -94,6 +94,7 @@ class Gauges:
             oldest = queries.oldest_due(source, task.name)
             lag = 0.0 if oldest is None else _seconds_between(*oldest)
             yield Sample(catalogue.GLOBAL_LAG, (task.name,), lag)
+            yield Sample(catalogue.GUARDED, (task.name,), queries.count_guarded(source, task.name))
 
     def _in_flight(self, tasks: list[ReactiveTask]) -> Iterator[Sample]:
         numbers: dict[str, int] = {}

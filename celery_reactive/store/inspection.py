@@ -62,6 +62,8 @@ class Books:
     """Retried by hand."""
     is_held: bool
     """Deferred with `hold=True`."""
+    is_guarded: bool
+    """Paused by the loop guard."""
     is_unrun: bool
     """Made without a run, as the task takes no back-fill."""
     was_skipped: bool
@@ -141,6 +143,7 @@ def _books(stored: Mapping[str, Any]) -> Books:
         has_change=stored.get("changedAt") is not None,
         is_forced=bool(stored.get("forced")),
         is_held=bool(stored.get("held")),
+        is_guarded=bool(stored.get("guarded")),
         is_unrun=bool(stored.get("unrun")),
         was_skipped=bool(stored.get("skipped")),
     )

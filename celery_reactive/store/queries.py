@@ -172,12 +172,22 @@ def count_in_state(records: Documents, task: str, state: RecordState, *, at_most
 
 
 @translated
+def count_guarded(records: Documents, task: str) -> int:
+    """Return how many records of *task* the loop guard has paused: no others are pending and due at no time."""
+    guarded = {"task": task, "status": RecordState.PENDING.value, "nextRunAt": None}
+    return records.count_documents(guarded, maxTimeMS=TIME_LIMIT_MS)
+
+
+@translated
 def oldest_due(records: Documents, task: str) -> tuple[datetime, datetime] | None:
-    """Return the oldest `dueAt` of the pending records of *task* and the server's time; None: nothing is pending."""
+    """Return the oldest `dueAt` of the pending records of *task* and the server's time; None: nothing is pending.
+
+    What the loop guard has paused waits for a person and does not count.
+    """
     found = next(
         records.aggregate(
             [
-                {"$match": {"task": task, "status": RecordState.PENDING.value}},
+                {"$match": {"task": task, "status": RecordState.PENDING.value, "_r.guarded": {"$ne": True}}},
                 {"$sort": {"dueAt": 1}},
                 {"$limit": 1},
                 {"$project": {"_id": 0, "dueAt": 1, "now": "$$NOW"}},

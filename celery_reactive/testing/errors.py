@@ -13,6 +13,7 @@ from celery import Celery
 
 from celery_reactive.app import Reactive
 from celery_reactive.core.duration import Duration, in_utc, parse_duration
+from celery_reactive.core.states import RecordState
 from celery_reactive.core.suggest import shown
 from celery_reactive.errors import ConfigurationError
 from celery_reactive.management.listing import MAX_LIMIT, TaskRecord
@@ -28,7 +29,7 @@ def assert_no_errors(
     only: str | Sequence[str] | None = None,
     exclude: Iterable[str | re.Pattern[str]] = (),
 ) -> None:
-    """Assert that no record has an error and that every document could be planned.
+    """Assert that no record has an error, that no handler triggers itself, and that every document could be planned.
 
     A record has an error from a failed attempt on until it completes or its document changes: what a retry has mended
     is none.
@@ -47,6 +48,7 @@ def assert_no_errors(
     handle = Reactive.of(app)
     names = _names(only)
     failed = [record for record in _with_errors(handle, names) if not _is_excluded(record, exclude)]
+    failed += _guarded(handle, names)
     unplanned = [failure for failure in _unplanned(handle, names) if not _matches(failure.error, exclude)]
     if since is not None:
         start = _start(handle, since)
@@ -72,6 +74,12 @@ def _with_errors(handle: Reactive, names: list[str] | None) -> Iterable[TaskReco
         after = page.next
         if after is None:
             return
+
+
+def _guarded(handle: Reactive, names: list[str] | None) -> list[TaskRecord]:
+    """Return records that the loop guard has paused: of those that are pending they alone are due at no time."""
+    page = handle.get_tasks(task=names, status=RecordState.PENDING.value, sort=("nextRunAt", 1), limit=MAX_LIMIT)
+    return [record for record in page.items if record.guarded]
 
 
 def _unplanned(handle: Reactive, names: list[str] | None) -> list[Unplanned]:

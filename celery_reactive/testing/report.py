@@ -26,13 +26,20 @@ def planning_failures_in_words(failures: Sequence[Unplanned]) -> str:
 
 
 def _record(record: TaskRecord, *, traceback: bool) -> str:
-    times = f", due {record.next_run_at:%H:%M:%S.%f} UTC" if record.status is RecordState.PENDING else ""
-    words = f"  {record.key} is {record.status}, attempts {record.attempts}{times}"
+    words = f"  {record.key} is {record.status}, attempts {record.attempts}{_waits(record)}"
     if record.last_error is None:
         return words
     kind = f"{record.last_error_type}: " if record.last_error_type else ""
     trace = f"\n{record.last_error_traceback.rstrip()}" if traceback and record.last_error_traceback else ""
     return f"{words}\n    {kind}{record.last_error}{_indented(trace)}"
+
+
+def _waits(record: TaskRecord) -> str:
+    if record.guarded:
+        return ", paused by the loop guard: its handler triggers itself"
+    if record.status is RecordState.PENDING:
+        return f", due {record.next_run_at:%H:%M:%S.%f} UTC"
+    return ""
 
 
 def _indented(text: str) -> str:

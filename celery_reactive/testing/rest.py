@@ -37,7 +37,7 @@ def wait_until_idle(
     """Wait until everything written so far has been planned and no run is under way, due, or waits for its debounce.
 
     What a handler writes is waited for too, and what follows from that. A record that backs off after a failure or was
-    deferred is at rest: `make_due` ends its wait.
+    deferred is at rest: `make_due` ends its wait. So is one that the loop guard has paused.
 
     Args:
         app: The Celery app.
@@ -152,7 +152,12 @@ class _Rest:
 
 
 def _waits_for_its_time(record: TaskRecord, now: datetime) -> bool:
-    """Whether *record* backs off or was deferred: its last change was due before the time it waits for (B-25, B-34)."""
+    """Whether *record* backs off, was deferred, or is paused by the loop guard.
+
+    The last change of the first two was due before the time that they wait for (B-25, B-34).
+    """
+    if record.guarded:
+        return True
     if record.status is not RecordState.PENDING or record.next_run_at is None:
         return False
     return record.next_run_at > max(now, record.due_at)

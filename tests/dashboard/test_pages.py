@@ -238,6 +238,21 @@ def test_a_document_is_triggered(visitor: TestClient, shop: Shop) -> None:
     assert "nothing to run" in act(visitor, "trigger", task="sync", doc_id="nobody")
 
 
+def test_a_record_that_the_loop_guard_has_paused_is_resumed(visitor: TestClient, shop: Shop) -> None:
+    """B-64: its page says why it stands, and offers to let it run; of no other record."""
+    shop.sync.guard(document("loop"))
+    page = visitor.get("/record", params={"task": "sync", "doc_id": "loop"}).text
+    assert "The loop guard has paused it" in text_of(page)
+    assert "/confirm/resume" in page
+    asked = visitor.get("/confirm/resume", params={"task": "sync", "doc_id": "loop"})
+    assert "the loop guard counts from the beginning" in text_of(asked.text)
+    assert 'sync runs for "loop" now' in act(visitor, "resume", task="sync", doc_id='"loop"')
+    assert not shop.record("loop").guarded
+    assert "nothing to resume" in act(visitor, "resume", task="sync", doc_id='"loop"')
+    page = visitor.get("/record", params={"task": "sync", "doc_id": "loop"}).text
+    assert "/confirm/resume" not in page
+
+
 def test_a_reconciliation_is_asked_for(visitor: TestClient) -> None:
     """B-48: by the task's menu."""
     actions: list[str] = []

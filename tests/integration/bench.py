@@ -16,7 +16,7 @@ from bson import Timestamp
 from bson.raw_bson import RawBSONDocument
 from pymongo.read_concern import ReadConcern
 
-from celery_reactive.core.outcome import Completed, Errored, Exhausted, Failure, Outcome, Overtaken
+from celery_reactive.core.outcome import Completed, Deferred, Errored, Exhausted, Failure, Outcome, Overtaken
 from celery_reactive.core.record import CODEC, Claim, RecordKey
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.states import RecordState
@@ -147,6 +147,12 @@ class Bench:
     def exhaust(self, claim: Claim) -> Settled:
         """End a run in a failure without attempts left."""
         return self.settle(claim, Exhausted(Failure("broken", "ValueError", "traceback"), TOOK))
+
+    def guard(self, document: Document) -> None:
+        """Write and plan one document, and let the loop guard take its record out."""
+        claim = self.start(document)
+        self.settle(claim, Deferred(self.now() - timedelta(seconds=1)))
+        assert records.guard(self.records, claim.key, loop_guard=0)
 
     def handle(self, document: Document) -> None:
         """Write, plan, claim and complete one document."""

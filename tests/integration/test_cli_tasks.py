@@ -350,6 +350,20 @@ def test_a_task_is_held_back_and_run_by_hand(typed: Typed, app: Celery, sync: Be
     assert sync.state(5) is RecordState.PENDING
 
 
+def test_a_record_that_the_loop_guard_has_paused_is_resumed(typed: Typed, sync: Bench) -> None:
+    """B-64: it is listed first, shown as such, and let run alone; of another it says so, and exits with 1."""
+    sync.guard(on(1))
+    sync.plan(on(2))
+    first, second = of(typed("tasks", "list", "--status", "pending", "--json"))["items"]
+    assert (first["guarded"], second["guarded"]) == (True, False)
+    assert "guarded" in typed("tasks", "show", "sync", "1").stdout
+    assert typed("resume", "sync", "1").stdout == "sync[1] runs now\n"
+    assert sync.claim(1)
+    ended = typed("resume", "sync", "2")
+    assert ended.exit_code == 1
+    assert "not paused by the loop guard" in ended.output
+
+
 def test_an_error_cannot_command_the_terminal(typed: Typed, sync: Bench) -> None:
     """B-51: what a document made a handler say is shown, and moves no cursor and hides no line."""
     message = "\x1b[2J\x1b]0;mine\x07 \x9b31m \u202e é"

@@ -282,3 +282,16 @@ def test_other_code_in_the_lead_is_told(reactive: Reactive, bench: Bench) -> Non
     stored = {"_id": {"k": "task", "t": "sync"}}
     reactive.runtime.connection.globals().update_one(stored, {"$set": {"filter": '{"on": {"$ne": false}}'}})
     assert "other_definition" in codes(reactive.explain("sync", 1))
+
+
+def test_a_record_that_the_loop_guard_has_paused(reactive: Reactive, bench: Bench) -> None:
+    """B-64: it says so, and what to do; a change does not alter that."""
+    bench.guard(on())
+    for document in (on(), on(v=2)):
+        bench.plan(document)
+        found = reactive.explain("sync", 1)
+        assert found.outlook is Outlook.HELD_BACK
+        assert "loop_guarded" in codes(found)
+        assert "resume sync" in str(found)
+    assert reactive.resume("sync", 1)
+    assert "loop_guarded" not in codes(reactive.explain("sync", 1))

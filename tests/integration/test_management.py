@@ -605,3 +605,19 @@ def test_the_guides_page_does_what_it_says(app: Celery, reactive: Reactive, sync
     names["maintenance"]()
     assert not definitions.read(reactive.runtime.connection.globals(), "sync").holds_back
     names["report"]()
+
+
+def test_a_record_that_the_loop_guard_has_paused_is_resumed(reactive: Reactive, sync: Bench) -> None:
+    """B-64: alone, and only if it is; the task's own pause is another matter."""
+    sync.guard(on(1))
+    sync.plan(on(2))
+    assert [one.guarded for one in reactive.get_tasks(task=sync.task.name).items] == [True, False]
+    assert reactive.resume(sync.task.name) is True
+    assert not reactive.resume(sync.task.name, 2)
+    assert not reactive.resume(sync.task.name, "nobody")
+    assert sync.claim(1) == []
+    assert reactive.resume(sync.task.name, 1)
+    assert not reactive.resume(sync.task.name, 1)
+    assert sync.claim(1)
+    with pytest.raises(UnknownTaskError, match="known"):
+        reactive.resume("nothing", 1)

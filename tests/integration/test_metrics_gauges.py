@@ -115,6 +115,19 @@ def test_the_lag_is_that_of_the_oldest_due(system: System, due_in_seconds: int, 
     assert least <= lag <= most
 
 
+def test_what_the_loop_guard_has_paused_is_no_lag(system: System) -> None:
+    """B-64: it waits for a person, and is counted apart."""
+    system.sync.guard({"_id": 1, "v": 1})
+    system.sync.guard({"_id": 2, "v": 1})
+    system.sync.records.update_many({}, [{"$set": {"dueAt": {"$add": ["$$NOW", -9_000_000]}}}])
+    system.sync.plan({"_id": 3, "v": 1})
+    assert system.value(catalogue.GUARDED, "shop.sync") == 2
+    assert system.value(catalogue.GUARDED, "shop.other") == 0
+    lag = system.value(catalogue.GLOBAL_LAG, "shop.sync")
+    assert lag is not None
+    assert lag < 60
+
+
 @pytest.mark.parametrize(
     ("behind_seconds", "idle", "stored_seconds_ago", "least", "most"),
     [(3, False, 0, 3, 60), (9, True, 9, 0, 0), (100, True, 100, 100, 160), (-50, False, 0, 0, 0)],

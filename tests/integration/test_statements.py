@@ -467,6 +467,8 @@ def _by_hand(house: House) -> None:
     records.discard(house.records, ids, history_limit=5)
     records.reprocess(house.records, "shop.sync", house.ids("failed", 5), version=2)
     records.revoke(house.records, house.bench.task, house.bench.key(house.ids("due", 1)[0]), FAILURE)
+    records.guard(house.records, house.bench.key(house.ids("due", 1)[0]), loop_guard=100)
+    records.resume(house.records, house.bench.key(house.ids("due", 1)[0]))
 
 
 @play()
@@ -536,6 +538,7 @@ def _count_what_a_purge_removes(house: House) -> None:
 def _status(house: House) -> None:
     queries.count_by_state(house.records, "shop.sync")
     queries.oldest_due(house.records, "shop.sync")
+    queries.count_guarded(house.records, "shop.sync")
 
 
 def _wanted(*states: RecordState, **more: Any) -> Wanted:

@@ -502,3 +502,33 @@ def test_an_unused_plugin_imports_nothing(tmp_path: Path, reactive_mongodb_url: 
     others = ("-p", "no:celery", "-p", "no:randomly", "-p", "no:xdist", "-p", "no:django", "-p", "no:docker_tools")
     ended = run_pytest(tmp_path, reactive_mongodb_url, *others)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_a_handler_that_triggers_itself_is_stopped_and_resumed(
+    shop: Shop, reactive_inline: ReactiveApp, reactive_database: Database[Any]
+) -> None:
+    """B-64: end to end, through the real stream; the other document goes on."""
+    runs, mended = Runs(), threading.Event()
+
+    def count(ctx: TaskContext) -> None:
+        runs(ctx)
+        if ctx.doc_id == 1 and not mended.is_set():
+            reactive_database.orders.update_one({"_id": 1}, {"$inc": {"runs": 1}})
+
+    shop.task("count", count, loop_guard=5)
+    reactive = reactive_inline(shop.app)
+    reactive_database.orders.insert_many([{"_id": 1}, {"_id": 2}])
+    wait_until_idle(shop.app)
+    assert shop.record("count", 1).guarded
+    assert runs.count(1) == 6
+    assert runs.count(2) == 1
+    reactive_database.orders.update_many({}, {"$set": {"by": "somebody else"}})
+    wait_until(lambda: runs.count(2) == 2)
+    wait_until_idle(shop.app)
+    assert runs.count(1) == 6
+    with pytest.raises(AssertionError, match="its handler triggers itself"):
+        assert_no_errors(shop.app)
+    mended.set()
+    assert reactive.resume("count", 1)
+    wait_until(lambda: shop.record("count", 1).status is RecordState.COMPLETED)
+    assert runs.count(1) == 7
