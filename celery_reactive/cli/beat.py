@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from datetime import datetime, timedelta
 from typing import Any
 
 import click
@@ -14,22 +12,8 @@ from celery_reactive.app import Reactive
 from celery_reactive.cli.output import console_for, json_option, moment, plain_table, to_json
 from celery_reactive.cli.project import open_project
 from celery_reactive.core.suggest import did_you_mean, listed
-from celery_reactive.planner.beat import scheduler_of
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ScheduleEntry:
-    """An entry of the schedule."""
-
-    name: str
-    task: str
-    schedule: str
-    """As Celery shows it."""
-    last_run_at: datetime | None
-    """None: it has not run yet."""
-    runs: int
-    due_in: timedelta
-    """Until it is due; zero: it is, and waits for a leading planner with --beat."""
+from celery_reactive.management.schedule import entries_of
+from celery_reactive.planner.beat import scheduler_seen
 
 
 @click.group("beat", cls=DYMGroup)
@@ -43,7 +27,7 @@ def beat() -> None:
 def list_(ctx: click.Context, *, as_json: bool) -> None:
     """List the entries with their last and next runs."""
     handle = open_project(ctx)
-    entries = [_entry(entry) for _, entry in sorted(_scheduler(handle).schedule.items())]
+    entries = entries_of(_scheduler(handle).schedule)
     if as_json:
         click.echo(to_json(entries))
     elif not entries:
@@ -75,16 +59,4 @@ def trigger(ctx: click.Context, *, name: str) -> None:
 
 
 def _scheduler(handle: Reactive) -> Any:
-    return scheduler_of(handle.app, handle.runtime)
-
-
-def _entry(entry: Any) -> ScheduleEntry:
-    is_due, seconds = entry.is_due()
-    return ScheduleEntry(
-        name=entry.name,
-        task=entry.task,
-        schedule=str(entry.schedule).strip("<>"),
-        last_run_at=entry.last_run_at if entry.total_run_count else None,
-        runs=entry.total_run_count,
-        due_in=timedelta(0) if is_due else timedelta(seconds=round(seconds)),
-    )
+    return scheduler_seen(handle.app, handle.runtime)

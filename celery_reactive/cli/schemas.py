@@ -18,7 +18,6 @@ from typing import Any
 import click
 from bson import Timestamp
 
-from celery_reactive.cli.beat import ScheduleEntry
 from celery_reactive.cli.output import VERBATIM
 from celery_reactive.core.record import RecordKey
 from celery_reactive.management.doctor.finding import Diagnosis
@@ -26,6 +25,7 @@ from celery_reactive.management.explain import Explanation
 from celery_reactive.management.listing import Page, TaskRecord
 from celery_reactive.management.operations import Operation
 from celery_reactive.management.plan import PlanReport
+from celery_reactive.management.schedule import ScheduleEntry
 from celery_reactive.management.status import Status
 from celery_reactive.store.unplanned import Unplanned
 

@@ -25,7 +25,6 @@ from celery_reactive.dashboard.guard import BODY, PERMISSION, is_api
 from celery_reactive.dashboard.options import Options
 from celery_reactive.dashboard.parameters import Fields
 from celery_reactive.dashboard.recent import Recent
-from celery_reactive.dashboard.schedule import ScheduleEntry
 from celery_reactive.dashboard.selecting import key_text
 from celery_reactive.dashboard.wording import ENOUGH
 from celery_reactive.errors import (
@@ -38,6 +37,7 @@ from celery_reactive.errors import (
 )
 from celery_reactive.management.error_groups import ErrorGroups, group_errors
 from celery_reactive.management.listing import count_tasks
+from celery_reactive.management.schedule import ScheduleEntry
 from celery_reactive.management.selection import TaskFilters
 from celery_reactive.management.status import Status, read_status
 from celery_reactive.runtime import Runtime

@@ -1,8 +1,8 @@
 """Celery beat inside the leading planner: the schedule survives the process that runs it (B-67).
 
-Called by the composition root as a duty of the leader. The configured scheduler decides what is due, as in `celery
-beat`; when an entry ran last is kept in MongoDB instead of a file. A run is taken there before it is sent, so that no
-two planners send it, and what became due while nobody led is sent once.
+Called by the composition root as a duty of the leader, and for whoever looks at the schedule. The configured scheduler
+decides what is due, as in `celery beat`; when an entry ran last is kept in MongoDB instead of a file. A run is taken
+there before it is sent, so that no two planners send it, and what became due while nobody led is sent once.
 """
 
 from __future__ import annotations
@@ -23,16 +23,32 @@ _CONNECT_SECONDS = 5.0
 
 
 def scheduler_of(app: Celery, runtime: Runtime) -> Any:
-    """Return the configured scheduler with its schedule, last runs from MongoDB.
+    """Return the configured scheduler with its schedule, as a leader runs it: last runs in MongoDB.
 
     Raises:
         ImportError: `beat_scheduler` names no class.
         StoreUnavailableError: MongoDB does not answer.
     """
+    return _scheduler(app, runtime, _Durable)
+
+
+def scheduler_seen(app: Celery, runtime: Runtime) -> Any:
+    """Return it for somebody who looks or sends an entry now: last runs from MongoDB, to which nothing is written.
+
+    Raises:
+        ImportError: `beat_scheduler` names no class.
+        StoreUnavailableError: MongoDB does not answer.
+    """
+    return _scheduler(app, runtime, _Informed)
+
+
+def _scheduler(app: Celery, runtime: Runtime, kind: type[_Informed]) -> Any:
     configured = symbol_by_name(app.conf.beat_scheduler)  # type: ignore[no-untyped-call]
     # Celery's own keeps last runs in a file, which is all that it adds to its base.
     base = Scheduler if configured is PersistentScheduler else configured
-    made = type("DurableScheduler", (_Durable, base), {"store": staticmethod(runtime.connection.globals)})
+    made = type(
+        f"{kind.__name__.strip('_')}Scheduler", (kind, base), {"store": staticmethod(runtime.connection.globals)}
+    )
     return made(app=app, schedule_filename=app.conf.beat_schedule_filename)
 
 
@@ -71,27 +87,46 @@ class Beat:
             scheduler.close()
 
 
-class _Durable:
-    """Lies over a scheduler's class: last runs are read from MongoDB, and each run is taken there first."""
+class _Informed:
+    """Lies over a scheduler's class: last runs are read from MongoDB."""
 
     app: Any
     schedule: Any
-    connection: Any
     store: Any
 
     def setup_schedule(self) -> None:
         """Set the schedule up as ever, then let its entries have run when they ran last."""
         super().setup_schedule()  # type: ignore[misc]  # of the scheduler below
         self._seen: dict[str, datetime] = {}
-        self._taken: set[str] = set()
         entries = dict(self.schedule.items())
+        self._prepare(entries)
+        for name, last in beats.read_all(self.store()).items():
+            if name in entries:
+                self._set_last_run(entries[name], last)
+
+    def _prepare(self, entries: dict[str, Any]) -> None:
+        """Do what has to be done before last runs are read."""
+
+    def _set_last_run(self, entry: Any, last: beats.LastRun | None) -> None:
+        if last is not None:
+            self._seen[entry.name] = last.at
+            entry.last_run_at = last.at.astimezone(self.app.timezone)
+            entry.total_run_count = last.runs
+
+
+class _Durable(_Informed):
+    """And each run is taken there first, before it is sent."""
+
+    connection: Any
+
+    def _prepare(self, entries: dict[str, Any]) -> None:
+        """Let the first interval of a new entry begin, and forget entries that are gone."""
+        self._taken: set[str] = set()
         beats.forget_others(self.store(), entries.keys())
         known = beats.read_all(self.store())
         for name, entry in entries.items():
             if name not in known:
                 beats.note_first(self.store(), name, _whole(entry.last_run_at or entry.default_now()))
-        for name, last in beats.read_all(self.store()).items():
-            self._set_last_run(entries[name], last)
 
     def reserve(self, entry: Any) -> Any:
         """Move an entry to its next run, and take the present one unless another planner has."""
@@ -112,12 +147,6 @@ class _Durable:
 
     def _ensure_connected(self) -> Any:
         return self.connection.ensure_connection(max_retries=1, timeout=_CONNECT_SECONDS)
-
-    def _set_last_run(self, entry: Any, last: beats.LastRun | None) -> None:
-        if last is not None:
-            self._seen[entry.name] = last.at
-            entry.last_run_at = last.at.astimezone(self.app.timezone)
-            entry.total_run_count = last.runs
 
 
 def _whole(when: datetime) -> datetime:

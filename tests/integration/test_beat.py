@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from celery_reactive import Reactive, cli
 from celery_reactive.errors import StoreUnavailableError
-from celery_reactive.planner.beat import Beat, scheduler_of
+from celery_reactive.planner.beat import Beat, scheduler_of, scheduler_seen
 from celery_reactive.store import beats
 
 MakeApp = Callable[..., Celery]
@@ -82,6 +82,19 @@ def test_what_became_due_while_nobody_led_is_sent_once(make_app: MakeApp) -> Non
     assert app.sent == ["shop.report"]
     tick(scheduler(app))
     assert app.sent == ["shop.report"]
+
+
+def test_whoever_looks_writes_nothing(make_app: MakeApp) -> None:
+    """B-67: a person who may only read sees the schedule; entries of another version of the app are left alone."""
+    app = make_app(hourly=every(3600))
+    globals_ = Reactive.of(app).runtime.connection.globals()
+    beats.note_first(globals_, "of-another", datetime(2026, 1, 1, tzinfo=UTC))
+    seen = scheduler_seen(app, Reactive.of(app).runtime)
+    assert list(seen.schedule) == ["hourly"]
+    assert list(beats.read_all(globals_)) == ["of-another"]
+    scheduler(app)
+    let_pass(app, timedelta(hours=2))
+    assert scheduler_seen(app, Reactive.of(app).runtime).schedule["hourly"].is_due()[0]
 
 
 def test_the_first_interval_survives_a_change_of_leaders(make_app: MakeApp) -> None:
@@ -224,7 +237,7 @@ def test_entries_are_listed_and_sent_by_hand(make_app: MakeApp, typed: Callable[
     assert app.sent == ["shop.report"]
     assert beats.read_all(Reactive.of(app).runtime.connection.globals()) == before
     wrong = typed(app, "trigger", "hourli")
-    assert wrong.exit_code == 1
+    assert wrong.exit_code == 2
     assert "did you mean 'hourly'" in wrong.stderr
     assert '"due_in": 3' in typed(app, "list", "--json").stdout
 
