@@ -225,7 +225,7 @@ class Pages:
             return self._page(request, "confirm.html", action=action, fields=fields, preview=None, of=entry)
         task = self._site.runtime.registry.get(required(asked, "task")).name
         fields = [("task", task)]
-        if action is Action.TRIGGER and (doc_id := asked.text("doc_id")) is not None:
+        if action in (Action.TRIGGER, Action.RESUME) and (doc_id := asked.text("doc_id")) is not None:
             fields.append(("doc_id", id_to_text(doc_id_of(doc_id))))
         return self._page(request, "confirm.html", action=action, fields=fields, preview=None, of=task)
 
