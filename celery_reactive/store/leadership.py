@@ -1,15 +1,16 @@
 """The leader's lock: who plans, in which term.
 
-One document per planner group: `{_id: {k: "leader", g: group}, holder, term, beats, since, renewedAt}`. A
-candidate takes it when it is free, or when its `beats` have stood still for the TTL on the
-candidate's own monotonic clock: no two clocks are ever compared, so a clock that jumps elects
-nobody. Each acquisition is a new term; what a leader writes to the globals names its term and is
-refused once a newer one exists.
+One document per planner group: `{_id: {k: "leader", g: group}, holder, term, beats, since, renewedAt, terms}`, of which
+`terms` are the latest ones, for people: `[{term, holder, since, releasedAt}]`. A candidate takes it when it is free, or
+when its `beats` have stood still for the TTL on the candidate's own monotonic clock: no two clocks are ever compared,
+so a clock that jumps elects nobody. Each acquisition is a new term; what a leader writes to the globals names its term
+and is refused once a newer one exists.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime
 from typing import Any
 
 from pymongo import ReturnDocument
@@ -19,6 +20,9 @@ from pymongo.errors import DuplicateKeyError
 from celery_reactive.store.errors import translated
 
 Globals = Collection[dict[str, Any]]
+
+MOST_TERMS = 20
+"""Of which is kept who led, and when."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,6 +34,19 @@ class Lock:
     beats: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Term:
+    """A term of leadership, for people."""
+
+    term: int
+    holder: str
+    since: datetime
+    ended_at: datetime | None
+    """When it was handed over, else when the next one began; None: it goes on."""
+    was_handed_over: bool
+    """Ended in good order; false: it goes on, or its leader has vanished."""
+
+
 def _id(group: str) -> dict[str, str]:
     return {"k": "leader", "g": group}
 
@@ -37,7 +54,7 @@ def _id(group: str) -> dict[str, str]:
 @translated
 def read(globals_: Globals, group: str) -> Lock:
     """Read the lock of *group*; one that was never taken is free, term 0."""
-    stored = globals_.find_one({"_id": _id(group)}) or {}
+    stored = globals_.find_one({"_id": _id(group)}, projection=["holder", "term", "beats"]) or {}
     return Lock(stored.get("holder"), int(stored.get("term", 0)), int(stored.get("beats", 0)))
 
 
@@ -50,7 +67,8 @@ def acquire(globals_: Globals, group: str, instance: str, seen: Lock) -> int | N
     Returns:
         The new term, None if somebody else was faster.
     """
-    newest = _newest_term(globals_)
+    following = {"$add": [{"$max": ["$term", _newest_term(globals_)]}, 1]}
+    begun = {"term": following, "holder": {"$literal": instance}, "since": "$$NOW"}
     if seen.term == 0:
         _create(globals_, group)
     won = globals_.find_one_and_update(
@@ -58,11 +76,10 @@ def acquire(globals_: Globals, group: str, instance: str, seen: Lock) -> int | N
         [
             {
                 "$set": {
-                    "holder": {"$literal": instance},
-                    "term": {"$add": [{"$max": ["$term", newest]}, 1]},
+                    **begun,
                     "beats": 0,
-                    "since": "$$NOW",
                     "renewedAt": "$$NOW",
+                    "terms": {"$slice": [{"$concatArrays": [{"$ifNull": ["$terms", []]}, [begun]]}, -MOST_TERMS]},
                 },
             },
         ],
@@ -100,7 +117,21 @@ def renew(globals_: Globals, group: str, instance: str, term: int) -> bool:
 def release(globals_: Globals, group: str, instance: str, term: int) -> bool:
     """Free the lock in good order, so that a stand-by takes it at once; false: it was no longer held."""
     mine = {"_id": _id(group), "holder": instance, "term": term}
-    return globals_.update_one(mine, {"$set": {"holder": None}}).matched_count == 1
+    ended = {"$cond": [{"$eq": ["$$one.term", term]}, {"$mergeObjects": ["$$one", {"releasedAt": "$$NOW"}]}, "$$one"]}
+    terms = {"$map": {"input": {"$ifNull": ["$terms", []]}, "as": "one", "in": ended}}
+    return globals_.update_one(mine, [{"$set": {"holder": None, "terms": terms}}]).matched_count == 1
+
+
+@translated
+def latest_terms(globals_: Globals, group: str) -> list[Term]:
+    """Return the latest terms of *group*, the newest first, `MOST_TERMS` at most."""
+    stored = globals_.find_one({"_id": _id(group)}, projection=["terms"]) or {}
+    found, following = list[Term](), None
+    for one in reversed(stored.get("terms", [])):
+        released = one.get("releasedAt")
+        found.append(Term(int(one["term"]), one["holder"], one["since"], released or following, released is not None))
+        following = one["since"]
+    return found
 
 
 @translated

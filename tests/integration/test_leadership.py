@@ -187,6 +187,25 @@ def test_groups_have_locks_of_their_own(connection: Connection) -> None:
     assert leadership.read(globals_, "a").holder == "of a"
 
 
+def test_the_lock_tells_people_who_led_before(connection: Connection) -> None:
+    """B-46, B-57: the latest terms, how each began and ended; no more of them than a person looks at."""
+    globals_ = connection.globals()
+    assert leadership.latest_terms(globals_, GROUP) == []
+    assert leadership.acquire(globals_, GROUP, "$one", lock(connection)) == 1
+    leadership.release(globals_, GROUP, "$one", 1)
+    assert leadership.acquire(globals_, GROUP, "two", lock(connection)) == 2
+    assert leadership.acquire(globals_, GROUP, "three", lock(connection)) == 3  # two has vanished
+    third, second, first = leadership.latest_terms(globals_, GROUP)
+    assert (first.term, first.holder, first.was_handed_over) == (1, "$one", True)
+    assert first.since <= (first.ended_at or first.since) <= second.since
+    assert (second.holder, second.was_handed_over, second.ended_at) == ("two", False, third.since)
+    assert (third.holder, third.was_handed_over, third.ended_at) == ("three", False, None)
+    for number in range(4, 30):
+        assert leadership.acquire(globals_, GROUP, "again", lock(connection)) == number
+    terms = [term.term for term in leadership.latest_terms(globals_, GROUP)]
+    assert terms == list(range(29, 29 - leadership.MOST_TERMS, -1))
+
+
 def test_the_lock_tells_people_since_when(connection: Connection) -> None:
     """B-46: `status` shows holder, term and times by the server's clock."""
     globals_ = connection.globals()
