@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import pytest
 from celery import Celery
 from pymongo.database import Database
 
+from tests.acceptance.monitor import listening
 from tests.acceptance.project import Project
 
 TASKS = Path(__file__).with_name("batch_tasks.py")
@@ -62,26 +62,9 @@ class Batches:
     @contextmanager
     def events(self) -> Iterator[list[dict[str, Any]]]:
         """What a monitor hears inside the block."""
-        heard: list[dict[str, Any]] = []
-        stopped = threading.Event()
-        with Celery(broker=self._project.environment["BROKER_URL"], set_as_current=False) as app:
-
-            def listen() -> None:
-                with app.connection_for_read() as connection:
-                    receiver = app.events.Receiver(connection, handlers={"*": heard.append})
-                    while not stopped.is_set():
-                        try:
-                            receiver.capture(limit=None, timeout=0.2, wakeup=False)
-                        except TimeoutError:
-                            continue
-
-            thread = threading.Thread(target=listen)
-            thread.start()
-            try:
-                yield heard
-            finally:
-                stopped.set()
-                thread.join()
+        broker = self._project.environment["BROKER_URL"]
+        with Celery(broker=broker, set_as_current=False) as app, listening(app) as heard:
+            yield heard
 
 
 @pytest.fixture
@@ -95,7 +78,6 @@ def test_a_batch_fills_or_waits_for_company_and_is_one_row(batches: Batches, poo
     """B-60, B-56: five at once, what is left after its wait; one message, one row that names the documents."""
     batches.start(pool)
     with batches.events() as heard:
-        batches.wait(lambda: any(event["type"] == "worker-heartbeat" for event in heard))
         batches.put("gathered", *["none"] * 7)
         batches.wait(lambda: len(batches.records()) == 7 and batches.rest())
         batches.wait(lambda: sum(event["type"] == "task-succeeded" for event in heard) == 2)

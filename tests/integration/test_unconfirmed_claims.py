@@ -22,6 +22,12 @@ Unconfirmed = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture
+def mongodb_url(mongodb_url: str) -> str:
+    """The server, which the driver asks often who is primary: it waits for an answer after each pretended election."""
+    return f"{mongodb_url}{'&' if '?' in mongodb_url else '?'}heartbeatFrequencyMS=500"
+
+
+@pytest.fixture
 def unconfirmed(
     client: MongoClient[dict[str, Any]], mongo_server: embedded.MongoServer | embedded.ExternalServer
 ) -> Unconfirmed:
