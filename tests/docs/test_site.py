@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from types import FunctionType
+from typing import Any
 
 import click
 import pytest
 
 import celery_reactive
-from celery_reactive import testing
+from celery_reactive import Reactive, testing
 from celery_reactive.cli import reactive
 from tests.docs import llms, tables
 
@@ -53,6 +56,28 @@ def test_everything_public_is_in_the_reference() -> None:
     assert sorted([*described, "signals"]) == sorted(celery_reactive.__all__)
     for_tests = re.findall(r"^\.\. auto\w+:: celery_reactive\.testing\.(\w+)$", API, flags=re.MULTILINE)
     assert sorted(for_tests) == sorted(testing.__all__)
+
+
+def test_everything_that_a_call_returns_is_in_the_reference() -> None:
+    """With its fields, however deep, though nobody imports it."""
+    described = set(re.findall(r"^\.\. autoclass:: (?:celery_reactive\.[\w.]+\.)?(\w+)$", API, flags=re.MULTILINE))
+    hidden = set(re.findall(r"^   :exclude-members: (.*)$", API, flags=re.MULTILINE)[0].split(", "))
+    public = [vars(owner)[name] for owner, name in members() if owner is Reactive and name not in hidden]
+    calls = [getattr(one, "fget", None) or getattr(one, "__func__", one) for one in public]
+    returned = {found for call in calls for found in ours_in(typing.get_type_hints(call).get("return"))}
+    assert sorted(one.__qualname__ for one in returned if one.__qualname__ not in described) == []
+    assert len(returned) > 10
+
+
+def ours_in(kind: Any) -> Iterator[type]:
+    """Yield the classes of the package in an annotation, and those in their fields."""
+    for argument in typing.get_args(kind):
+        yield from ours_in(argument)
+    if inspect.isclass(kind) and kind.__module__.startswith("celery_reactive."):
+        yield kind
+        fields = typing.get_type_hints(kind).values() if dataclasses.is_dataclass(kind) else ()
+        for field in fields:
+            yield from ours_in(field)
 
 
 @pytest.mark.parametrize("name", celery_reactive.__all__)
