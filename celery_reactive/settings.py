@@ -111,9 +111,13 @@ class Settings:
         if values.get("metrics_port") is not None and values.get("metrics_scrape_mode") != "local":
             port, mode = spelling.written(f"{_PREFIX}metrics_port"), spelling.written(f"{_PREFIX}metrics_scrape_mode")
             problems.append(f'{port}: workers serve their own metrics only with {mode} = "local", got "cluster"')
+        if get(f"{_PREFIX}mongodb_url") is None:
+            try:
+                values["mongodb_url"] = _url(_URL_VARIABLE, environ.get(_URL_VARIABLE) or _DEFAULT_URL)
+            except ConfigurationError as error:
+                problems.append(str(error))
         if problems:
             raise ConfigurationError("settings", problems)
-        values.setdefault("mongodb_url", environ.get(_URL_VARIABLE) or _DEFAULT_URL)
         values.setdefault("instance_id", f"{socket.gethostname()}-{secrets.token_hex(4)}")
         return cls(**values)
 
@@ -211,6 +215,11 @@ def _one_of(*choices: str) -> Callable[[str, Any], str]:
 def _url(key: str, value: Any) -> str:
     if not isinstance(value, str) or not re.match(r"^mongodb(\+srv)?://.", value):
         raise ConfigurationError(key, ['expected a connection string "mongodb://…" or "mongodb+srv://…"'])
+    before_options = value.partition("://")[2].partition("?")[0]
+    if re.search("[@/]", before_options.rpartition("@")[0]):
+        # A driver would take a part of the password for a host, and show it.
+        problem = "expected @ and / of user and password escaped in the connection string (urllib.parse.quote_plus)"
+        raise ConfigurationError(key, [problem])
     return value
 
 

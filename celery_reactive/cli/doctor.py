@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import click
 from rich.console import Console
 from rich.markup import escape
 
 from celery_reactive.cli.celery_side import read_celery_side
+from celery_reactive.cli.guard import redact, urls_of
 from celery_reactive.cli.output import console_for, counted, json_option, to_json
 from celery_reactive.cli.project import open_project
 from celery_reactive.errors import ConfigurationError
@@ -40,7 +44,16 @@ def _examine(ctx: click.Context) -> Diagnosis:
         runtime = handle.runtime
     except ConfigurationError as wrong:
         return refused(wrong)
-    return examine(runtime, read_celery_side(handle))
+    return _without_secrets(examine(runtime, read_celery_side(handle)), urls_of(handle.app))
+
+
+def _without_secrets(diagnosis: Diagnosis, urls: Sequence[str]) -> Diagnosis:
+    """Return *diagnosis* without passwords: what does not answer is told in the words of its driver."""
+    findings = tuple(
+        dataclasses.replace(one, problem=redact(one.problem, urls), subject=redact(one.subject, urls))
+        for one in diagnosis.findings
+    )
+    return Diagnosis(findings, tuple(redact(what, urls) for what in diagnosis.unchecked))
 
 
 def _show(diagnosis: Diagnosis, console: Console) -> None:

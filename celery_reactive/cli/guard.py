@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import click
+from celery import Celery
 from click_didyoumean import DYMGroup
 
 from celery_reactive.app import Reactive
@@ -27,7 +28,6 @@ from celery_reactive.errors import (
 from celery_reactive.planner.publish import BrokerUnavailableError
 
 _USERINFO = re.compile(r"(?<=://)[^\s'\"]*@")
-_DRIVER_DETAILS = re.compile(r" \(configured timeouts:[^)]*\)|, Timeout: .*$", re.DOTALL)
 _MASK = "***"
 
 traceback_option = click.option(
@@ -74,7 +74,7 @@ def describe(error: ReactiveError, handle: Reactive | None = None) -> str:
             text = f"{error}\nExpected a running broker at that address; start it, or correct broker_url (-b)."
         case _:
             text = str(error)
-    return redact(text, _urls_of(handle))
+    return redact(text, urls_of(None if handle is None else handle.app))
 
 
 def redact(text: str, urls: Iterable[str] = ()) -> str:
@@ -93,9 +93,8 @@ def _listed(error: ConfigurationError) -> str:
 
 def _store_away(error: StoreUnavailableError, handle: Reactive | None) -> str:
     url = handle.runtime.settings.shown_url if handle is not None else "its address"
-    cause = _DRIVER_DETAILS.sub("", str(error))
     return (
-        f"MongoDB does not answer at {url}: {cause}\n"
+        f"MongoDB does not answer at {url}: {error}\n"
         "Expected a running replica set at that address; start it, or correct reactive_mongodb_url "
         "(or CELERY_REACTIVE_MONGODB_URL)."
     )
@@ -112,10 +111,11 @@ def _secrets_of(url: str) -> list[str]:
     return sorted({secret for secret in (password, unquote(password), *parts) if secret}, key=len, reverse=True)
 
 
-def _urls_of(handle: Reactive | None) -> list[str]:
-    if handle is None:
+def urls_of(app: Celery | None) -> list[str]:
+    """Return the addresses, with their secrets, that messages on *app* may quote."""
+    if app is None:
         return []
-    conf = handle.app.conf
+    conf = app.conf
     databases = [conf.get("reactive_mongodb_url"), os.environ.get("CELERY_REACTIVE_MONGODB_URL")]
     brokers = [conf.broker_url, conf.broker_read_url, conf.broker_write_url, conf.result_backend]
     return [url for address in (*databases, *brokers) if isinstance(address, str) for url in address.split(";")]

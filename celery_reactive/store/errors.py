@@ -33,6 +33,7 @@ _LOCKED = frozenset({24, 50, 112, 251, 262})
 _TRANSIENT = frozenset({6, 7, 43, 63, 64, 89, 91, 133, 134, 149, 175, 189, 202, 215, 234, 237, 246, 9001, 10107})
 _UNAUTHORIZED = 13
 _REFUSED_COMMAND = re.compile(r'not authorized on (\S+) to execute command \{ (\w+): (?:"([^"]*)")?')
+_DRIVER_DETAILS = re.compile(r" \(configured timeouts:[^)]*\)|, Timeout: .*$", re.DOTALL)
 _TRANSIENT_SHUTDOWN = frozenset({11600, 11601, 11602, 13388, 13435, 13436})
 
 
@@ -79,9 +80,11 @@ def translate(error: PyMongoError) -> StoreUnavailableError | StatementFailedErr
 
 
 def _said(error: PyMongoError) -> str:
-    """Return what the server said; the driver would add its whole answer."""
+    """Return what the server said; the driver would add its whole answer, or all that it knows of all servers."""
     details = getattr(error, "details", None)
-    return str(details["errmsg"]) if isinstance(details, Mapping) and details.get("errmsg") else str(error)
+    if isinstance(details, Mapping) and details.get("errmsg"):
+        return str(details["errmsg"])
+    return _DRIVER_DETAILS.sub("", str(error))
 
 
 def _missing_right(error: OperationFailure) -> str:

@@ -17,7 +17,8 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from celery_reactive.core.record import CODEC
-from celery_reactive.store import indexes
+from celery_reactive.core.states import RecordState
+from celery_reactive.store import indexes, pipelines
 from celery_reactive.store.errors import translated
 
 Documents = Collection[dict[str, Any]]
@@ -44,6 +45,17 @@ class Needed:
     collection: str
     """Empty: on all of the database."""
     actions: frozenset[str]
+
+
+@translated
+def sent_in_vain(records: Documents, task: str) -> int:
+    """Return how many pending records of *task* were sent again after their deadline, and claimed by nobody.
+
+    Up to a thousand are counted.
+    """
+    pending = {"task": task, **pipelines.state_is(frozenset({RecordState.PENDING}))}
+    again = {"_r.sent": True, "_r.wakeAt": {"$gt": pipelines.EPOCH}, "_r.dispatches": {"$gt": 1}}
+    return records.count_documents({**pending, **again}, limit=_MOST_LOOKED_AT)
 
 
 @translated

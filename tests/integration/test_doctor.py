@@ -213,6 +213,8 @@ def test_a_standalone_server(declare: Declare, tmp_path: Path) -> None:
         try:
             handle = declare(url=f"mongodb://127.0.0.1:{port}/x")
             diagnosis = doctor.examine(handle.runtime, WELL)
+            # While there is a server: the driver looks ten seconds for one to end its sessions on.
+            handle.runtime.connection.close()
         finally:
             mongod.kill()
     assert noted(diagnosis) == {"no_replica_set"}
@@ -423,6 +425,21 @@ def test_workers_that_differ(well: Reactive, facts: dict[str, Any], code: str) -
     assert found(well) == {code}
 
 
+def test_messages_that_never_arrive(well: Reactive) -> None:
+    """Planner and workers use different brokers: sent again and again, and nobody takes them."""
+    bench = Bench(well.runtime.connection, well.registry.get("sync"))
+    bench.plan({"_id": 1, "v": 1})
+    bench.records.update_one({"sourceDocId": 1}, {"$set": {"_r.sent": True, "_r.dispatches": 1}})
+    assert found(well) == set()
+    bench.records.update_one({"sourceDocId": 1}, {"$set": {"_r.dispatches": 2}})
+    assert found(well) == {"sent_in_vain"}
+    well.pause("sync")
+    assert found(well) == {"held_back"}
+    well.resume("sync")
+    bench.start({"_id": 2, "v": 1})
+    assert found(well) == set()
+
+
 @pytest.mark.usefixtures("well")
 def test_a_worker_with_older_code(declare: Declare) -> None:
     """B-44: its handler's version is lower."""
@@ -478,6 +495,18 @@ def test_the_command_tells_what_to_do(well: Reactive, typed: Callable[..., Resul
     asked = typed(well, "--json")
     assert asked.exit_code == 1
     assert json.loads(asked.stdout)["findings"][0]["severity"] == "error"
+
+
+def test_the_command_shows_no_part_of_a_password(
+    well: Reactive, typed: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver takes the end of a password that was not escaped for a host."""
+    away = dataclasses.replace(WELL, broker_error="hush:5672: name or service not known")
+    monkeypatch.setattr(sys.modules["celery_reactive.cli.doctor"], "read_celery_side", lambda _: away)
+    well.app.conf.broker_url = "amqp://me:p@hush@broker//"
+    for ended in (typed(well), typed(well, "--json")):
+        assert "broker_away" in ended.stdout
+        assert "hush" not in ended.stdout
 
 
 def test_notes_alone_are_no_failure(

@@ -699,6 +699,7 @@ def _prepare(house: House) -> None:
 @play(may_scan="of the first thousand documents, for a person")
 def _examine(house: House) -> None:
     examination.foreign_record(house.records)
+    examination.sent_in_vain(house.records, "shop.sync")
 
 
 # --- the tests ---------------------------------------------------------------------------------------

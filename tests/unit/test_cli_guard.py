@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from pymongo.errors import ServerSelectionTimeoutError
 
 from celery_reactive.cli.guard import describe, redact
-from celery_reactive.errors import ConfigurationError, StoreUnavailableError, UnknownTaskError
+from celery_reactive.errors import ConfigurationError, UnknownTaskError
+from celery_reactive.store.errors import translate
 
 
 def test_one_problem_is_one_sentence() -> None:
@@ -28,11 +30,11 @@ def test_an_unknown_task_is_answered_with_the_known() -> None:
 
 def test_the_drivers_topology_is_not_part_of_the_message() -> None:
     """A person needs the address and the reason; the rest of the driver's text hides them."""
-    error = StoreUnavailableError(
+    error = ServerSelectionTimeoutError(
         "db:1: [Errno 111] Connection refused (configured timeouts: socketTimeoutMS: 20000.0ms, connectTimeoutMS: "
         "5000.0ms), Timeout: 10s, Topology Description: <TopologyDescription id: 1, servers: []>",
     )
-    first = describe(error).splitlines()[0]
+    first = describe(translate(error)).splitlines()[0]
     assert first == "MongoDB does not answer at its address: db:1: [Errno 111] Connection refused"
 
 

@@ -9,10 +9,10 @@ from celery_reactive.cli.logs import RedactingFormatter
 from celery_reactive.events import in_words
 
 
-def line_of(message: str) -> str:
-    """Return what the formatter makes of a record."""
+def line_of(message: str, *urls: str) -> str:
+    """Return what the formatter makes of a record in an app with these addresses."""
     record = logging.LogRecord("celery_reactive", logging.INFO, __file__, 1, message, None, None)
-    return RedactingFormatter(logging.Formatter("%(levelname)s %(message)s")).format(record)
+    return RedactingFormatter(logging.Formatter("%(levelname)s %(message)s"), urls).format(record)
 
 
 def test_a_line_stays_as_the_users_format_makes_it() -> None:
@@ -40,3 +40,4 @@ def test_values_read_as_people_write_them() -> None:
 def test_a_password_in_a_log_line_is_masked() -> None:
     """A driver's message may quote an address."""
     assert "hush" not in line_of("broker away: redis://:hush@broker/0 refused")
+    assert "hush" not in line_of("hush: name or service not known", "redis://:p@hush@broker/0")

@@ -118,16 +118,29 @@ def test_a_wrong_value_is_refused_by_name(name: str, value: object) -> None:
         load(**{name: value})
 
 
-@pytest.mark.parametrize("password", ["sec/ret", "sec@ret", "sec:ret"])
-def test_no_password_gets_out_that_should_have_been_escaped(password: str) -> None:
-    """Design, trust: the most usual mistake in a connection string puts its password nowhere."""
-    settings = load(mongodb_url=f"mongodb://me:{password}@db/shop?w=1")
-    assert settings.shown_url == "mongodb://db/shop"
-    with pytest.raises(ConfigurationError, match="reactive_mongodb_url: expected a connection string") as raised:
-        Connection(settings).client.close()
+@pytest.mark.parametrize("password", ["sec/ret", "sec@ret"])
+def test_a_password_that_should_have_been_escaped_is_refused(password: str) -> None:
+    """Design, trust: a driver would take a part of it for a host, and show it."""
+    url = f"mongodb://me:{password}@db/shop?w=1"
+    with pytest.raises(ConfigurationError, match="reactive_mongodb_url: expected @ and / of user") as raised:
+        load(mongodb_url=url)
+    with pytest.raises(ConfigurationError, match="CELERY_REACTIVE_MONGODB_URL: expected @ and / of user"):
+        load({"CELERY_REACTIVE_MONGODB_URL": url})
     assert "sec" not in str(raised.value)
-    assert "ret" not in str(raised.value)
-    assert load(mongodb_url="mongodb://me:sec?ret@db/shop?w=1").shown_url == "mongodb://db/shop"
+    assert Settings(mongodb_url=url).shown_url == "mongodb://db/shop"
+
+
+@pytest.mark.parametrize("url", ["mongodb://me:sec:ret@db/shop", "mongodb://me:secret@db:port/shop", "mongodb://"])
+def test_a_connection_string_that_the_driver_refuses_is_told_without_its_password(url: str) -> None:
+    """Design, trust: it is wrong, and not away."""
+    with pytest.raises(ConfigurationError, match="reactive_mongodb_url: expected a connection string") as raised:
+        Connection(Settings(mongodb_url=url)).client.close()
+    assert "sec" not in str(raised.value)
+
+
+def test_an_at_sign_of_an_option_is_none_of_a_password() -> None:
+    """What follows the question mark is not looked at."""
+    assert load(mongodb_url="mongodb://db/shop?appName=me@here").mongodb_url.endswith("me@here")
 
 
 def test_no_password_gets_out() -> None:

@@ -31,6 +31,7 @@ _OF_DATABASE: tuple[Check, ...] = (
     processes.planners,
     processes.positions,
     processes.workers,
+    processes.deliveries,
     processes.versions,
     processes.room,
 )

@@ -10,18 +10,29 @@ from celery_reactive.core.duration import format_duration
 from celery_reactive.core.task import DEFAULT_GROUP
 from celery_reactive.management.doctor.case import Case
 from celery_reactive.management.doctor.finding import Finding, error, note, warning
-from celery_reactive.store import queries
+from celery_reactive.store import examination, queries, records
 
-NO_LEADER = error("no_leader", "start `celery-reactive -A … planner` (with --group where the task names one)")
+NO_LEADER = error(
+    "no_leader",
+    "start `celery-reactive -A … planner` (with --group where the task names one); of one that runs, compare "
+    "reactive_mongodb_url and the globals' database with these",
+)
 LEADER_VANISHED = error("leader_vanished", "a stand-by takes over by itself; start a planner if there is none")
 NO_STAND_BY = note("no_stand_by", "start a second planner on another machine: it takes over when the first is gone")
 PLANNER_LAG = warning("planner_lag", "look at the planner's log and its CPU; divide the tasks into planner groups")
-NO_WORKER = error("no_worker", "start `celery -A … worker`")
+NO_WORKER = error(
+    "no_worker", "start `celery -A … worker`; of one that runs, compare reactive_mongodb_url with this one"
+)
 QUEUE_WITHOUT_WORKER = error(
     "queue_without_worker", "start a worker with -Q and that queue, or correct task_routes or the task's queue="
 )
 WORKER_LACKS_TASK = error(
     "worker_lacks_task", "deploy this code to the worker, or give the task a queue that only such workers serve"
+)
+SENT_IN_VAIN = warning(
+    "sent_in_vain",
+    "compare broker_url of planners and workers; where workers are busy with other tasks, give this one a queue and a "
+    "worker of its own",
 )
 WORKER_CODE_OLDER = warning("worker_code_older", "restart the worker with this code")
 MIXED_VERSIONS = warning("mixed_versions", "install one version of celery-reactive on all machines")
@@ -85,6 +96,19 @@ def workers(case: Case) -> Iterator[Finding]:
                 yield WORKER_CODE_OLDER.on(name, problem)
             if _ignores_limits(case, task.name, facts.pool):
                 yield TIME_LIMIT_IGNORED.on(task.name, f"its time limits are not in force on {name} ({facts.pool})")
+
+
+def deliveries(case: Case) -> Iterator[Finding]:
+    """Whether what is sent arrives: workers serve the queue, and neither claim nor run anything of it."""
+    for task in case.tasks:
+        controls = case.controls[task.name]
+        if not case.workers_of(task) or controls.paused or controls.is_throttled:
+            continue
+        target = case.runtime.connection.records(task)
+        number = examination.sent_in_vain(target, task.name)
+        if number and not records.is_running(target, task.name):
+            problem = f"{number:,} records were sent more than once, and no worker of its queue takes them"
+            yield SENT_IN_VAIN.on(task.name, problem)
 
 
 def _ignores_limits(case: Case, task: str, pool: str) -> bool:
