@@ -44,6 +44,7 @@ class Api:
             "errors": self.errors,
             "failures": self.failures,
             "operations": self.operations,
+            "planner": self.planner,
             "schedule": self.schedule,
         }
         doing = {"preview": self.preview, **{action.value: self._doing(action) for action in Action}}
@@ -117,6 +118,11 @@ class Api:
         limit = asked.number("limit", default=50, least=1, most=operations.MAX_LISTED)
         found = operations.find(self._site.runtime, limit=limit)
         return JSONResponse({"items": [plain.operation(one, self._site.redaction) for one in found]})
+
+    def planner(self, request: Request) -> Response:
+        """Return who leads and led, the processes, and how far back the oplog reaches."""
+        _asked(request, ())
+        return JSONResponse(plain.planners(self._site.planners()))
 
     def schedule(self, request: Request) -> Response:
         """Return the entries of Celery beat's schedule."""

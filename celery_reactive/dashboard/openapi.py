@@ -13,6 +13,7 @@ from celery_reactive.dashboard.pages import DEFAULT_SPAN, SPANS
 from celery_reactive.management.explain import Outlook
 from celery_reactive.management.listing import SORTABLE
 from celery_reactive.management.operations import Action as OperationAction
+from celery_reactive.store.instances import Kind
 from celery_reactive.store.operations import OperationState
 from celery_reactive.store.unplanned import Reason as Unplannable
 
@@ -106,6 +107,7 @@ def document(*, root: str) -> dict[str, Any]:
             f"{BASE}/failures": _reading(
                 "failures", "Documents that could not be planned.", ("task", "limit"), "Failures"
             ),
+            f"{BASE}/planner": _reading("planner", "Who leads and led; processes; the oplog.", (), "Planner"),
             f"{BASE}/schedule": _reading("schedule", "Entries of Celery beat's schedule.", (), "Schedule"),
             f"{BASE}/operations": _reading("operations", "Bulk work of the last week.", ("limit",), "Operations"),
             f"{BASE}/preview": _changing(
@@ -247,6 +249,7 @@ def _schemas() -> dict[str, Schema]:
                 "sample": {"type": "string"},
             }
         ),
+        "Planner": _planner(),
         "Schedule": _object({"items": _list("ScheduleEntry")}),
         "ScheduleEntry": _object(
             {
@@ -274,6 +277,31 @@ def _schemas() -> dict[str, Schema]:
         **_status(),
         **_activity(),
     }
+
+
+def _planner() -> Schema:
+    term = _object(
+        {
+            "term": _NUMBER,
+            "instance": {"type": "string"},
+            "since": _TIME,
+            "ended_at": _TIME,
+            "was_handed_over": {"type": "boolean", "description": "False: it goes on, or its leader has vanished."},
+        }
+    )
+    process = _object(
+        {
+            "name": {"type": "string"},
+            "kind": {"type": "string", "enum": [kind.value for kind in Kind]},
+            "started_at": _TIME,
+            "seen_at": _TIME,
+            "is_live": {"type": "boolean"},
+            "queues": _list_of({"type": "string"}),
+            "slots": {"type": ["integer", "null"], "description": "Messages it runs at once; null: it runs none."},
+            "pool": {"type": ["string", "null"]},
+        }
+    )
+    return _object({"oplog_window_seconds": _SECONDS, "terms": _list_of(term), "processes": _list_of(process)})
 
 
 def _operation() -> Schema:

@@ -26,7 +26,7 @@ from celery_reactive.management import listing, operations, reconciling
 from celery_reactive.management.error_groups import MOST_RECORDS
 from celery_reactive.management.explain import explain
 from celery_reactive.management.status import read_planning_failures
-from celery_reactive.store import activity, definitions, instances, queries
+from celery_reactive.store import activity, definitions, queries
 
 SPANS = {
     "15m": timedelta(minutes=15),
@@ -175,7 +175,7 @@ class Pages:
             status=status,
             reconciliations=status.reconciliations,
             failures=read_planning_failures(runtime, limit=_MOST_FAILURES),
-            instances=instances.read(runtime.connection.globals()),
+            planners=self._site.planners(),
         )
 
     def operations(self, request: Request) -> Response:

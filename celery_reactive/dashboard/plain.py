@@ -18,6 +18,7 @@ from celery_reactive.management.error_groups import ErrorGroups
 from celery_reactive.management.explain import Explanation
 from celery_reactive.management.listing import Page, TaskRecord
 from celery_reactive.management.operations import Operation
+from celery_reactive.management.planners import Planners
 from celery_reactive.management.reconciling import ReconciliationStatus
 from celery_reactive.management.schedule import ScheduleEntry
 from celery_reactive.management.status import Status, TaskStatus
@@ -180,6 +181,36 @@ def operation(one: Operation, redaction: Redaction) -> dict[str, Any]:
         "updated_at": _time(one.updated_at),
         "ended_at": _time(one.ended_at),
         "is_stalled": one.is_stalled,
+    }
+
+
+def planners(found: Planners) -> dict[str, Any]:
+    """Return who leads and led, and the processes."""
+    return {
+        "oplog_window_seconds": _seconds(found.oplog_window),
+        "terms": [
+            {
+                "term": one.term,
+                "instance": one.holder,
+                "since": _time(one.since),
+                "ended_at": _time(one.ended_at),
+                "was_handed_over": one.was_handed_over,
+            }
+            for one in found.terms
+        ],
+        "processes": [
+            {
+                "name": one.name,
+                "kind": one.kind.value,
+                "started_at": _time(one.started_at),
+                "seen_at": _time(one.seen_at),
+                "is_live": one.is_live,
+                "queues": list(one.facts.get("queues", ())),
+                "slots": one.facts.get("slots"),
+                "pool": one.facts.get("pool"),
+            }
+            for one in found.instances
+        ],
     }
 
 

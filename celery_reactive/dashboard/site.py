@@ -37,6 +37,7 @@ from celery_reactive.errors import (
 )
 from celery_reactive.management.error_groups import ErrorGroups, group_errors
 from celery_reactive.management.listing import count_tasks
+from celery_reactive.management.planners import Planners, read_planners
 from celery_reactive.management.schedule import ScheduleEntry
 from celery_reactive.management.selection import TaskFilters
 from celery_reactive.management.status import Status, read_status
@@ -133,6 +134,11 @@ class Site:
         if all(number < ENOUGH for task in counted.tasks for number in task.counts.values()):
             return counted
         return self.recent.soon("status", lambda: read_status(runtime, group=group)) or counted
+
+    def planners(self) -> Planners:
+        """Return who leads and led, and the processes, as they were a moment ago."""
+        runtime, group = self.runtime, self.options.group
+        return self.recent.get("planners", lambda: read_planners(runtime, group=group))
 
     def total(self, filters: TaskFilters, counted: int) -> int | None:
         """Return how many records *filters* select: *counted* if that is all, else None until all are counted."""

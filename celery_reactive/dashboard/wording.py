@@ -90,3 +90,8 @@ def doc_id(value: Any) -> str:
 def percent(part: float, whole: float) -> int:
     """Return a share in percent, 100 of nothing."""
     return round(100 * part / whole) if whole else 100
+
+
+def share(ratio: float) -> str:
+    """Return a share as it matters: what is next to nothing says so."""
+    return "under 1 %" if 0 < ratio < 0.01 else f"{100 * ratio:.0f} %"  # noqa: PLR2004 -- one percent

@@ -54,6 +54,7 @@ def test_every_endpoint_is_in_the_document(visitor: TestClient) -> None:
         "errors",
         "failures",
         "operations",
+        "planner",
         "preview",
         "schedule",
     }

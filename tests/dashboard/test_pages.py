@@ -10,12 +10,15 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from bson import ObjectId
 from celery import Celery
 from starlette.testclient import TestClient
 
 from celery_reactive import Reactive, signals
 from celery_reactive.core.states import RecordState
 from celery_reactive.management import activity as activities
+from celery_reactive.store import leadership, positions
+from celery_reactive.store.positions import Position
 from tests.dashboard.conftest import EVIL, FAILED_ID, SECRET, MakeClient, Shop, document
 
 PAGES = ["/", "/records", "/errors", "/planner", "/operations", "/schedule"]
@@ -171,6 +174,26 @@ def test_the_planner_page_shows_what_could_not_be_planned(visitor: TestClient) -
     assert "No planner has led yet" in read
     assert "poison sync failed" in read
     assert "$toInt failed" in read
+
+
+def test_the_planner_page_tells_who_led_and_what_the_oplog_bridges(visitor: TestClient, shop: Shop) -> None:
+    """B-46, B-57: terms with how they ended, and the lag as a share of the oplog's window."""
+    globals_ = shop.reactive.runtime.connection.globals()
+    for name in ("host-a", "host-b"):
+        leadership.acquire(globals_, "default", name, leadership.read(globals_, "default"))
+    position = Position({"_data": "00"}, shop.sync.cluster_time(), ObjectId(), frozenset())
+    positions.store(globals_, "default", shop.sync.source.database.name, position, term=2)
+    read = text_of(visitor.get("/planner").text)
+    assert re.search(r"2 host-b now [\d.]+ m?s leads 1 host-a now [\d.]+ m?s vanished", read)
+    assert "The oplog reaches back" in read
+    assert re.search(r"UTC [\d.]+ m?s ((under 1|\d+) %|–)", read)
+    found = visitor.get("/api/v1/planner").json()
+    assert [(term["term"], term["instance"], term["was_handed_over"]) for term in found["terms"]] == [
+        (2, "host-b", False),
+        (1, "host-a", False),
+    ]
+    assert found["terms"][1]["ended_at"] == found["terms"][0]["since"]
+    assert found["oplog_window_seconds"] >= 0
 
 
 # --- acting -------------------------------------------------------------------------------------------
