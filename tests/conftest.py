@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,27 @@ FOLDER_MARKERS = {
     "matrix": "acceptance",
     "fault": "fault",
 }
+# Side by side, the longest first; who has but a test or two left is given the next file already, so that one of two
+# long tests must not be followed by another.
+LONGEST_FIRST = ("acceptance", "fault", "matrix", "dashboard", "integration", "docs", "unit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with the kind that its folder says."""
-    here = Path(__file__).parent
+    """Mark each test with the kind that its folder says; where several run at a time, begin with the longest files."""
     for item in items:
-        if item.path.is_relative_to(here):
-            marker = FOLDER_MARKERS.get(item.path.relative_to(here).parts[0])
-            if marker is not None:
-                item.add_marker(marker)
+        marker = FOLDER_MARKERS.get(_folder(item))
+        if marker is not None:
+            item.add_marker(marker)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        sizes = Counter(item.path for item in items)
+        ranks = {folder: rank for rank, folder in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: (ranks.get(_folder(item), len(ranks)), -sizes[item.path], item.path))
+
+
+def _folder(item: pytest.Item) -> str:
+    """Return the folder of ours that a test is in, "" for one from elsewhere."""
+    here = Path(__file__).parent
+    return item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else ""
 
 
 @pytest.fixture(scope="session")
