@@ -22,6 +22,7 @@ from typing import Any, cast
 from bson import json_util
 from bson.regex import Regex
 
+from celery_reactive.core.duration import format_duration
 from celery_reactive.core.options import read_integer
 from celery_reactive.core.record import EXACT_EJSON
 from celery_reactive.core.suggest import did_you_mean, listed, shown
@@ -367,7 +368,7 @@ def _purge_asked(runtime: Runtime, asked: Mapping[str, Any], limit: int | None) 
         "task": asked["task"],
         "gone": bool(asked.get("gone")),
         "left": bool(asked.get("left")),
-        "older_than": older_than.total_seconds() if isinstance(older_than, timedelta) else older_than,
+        "older_than": format_duration(older_than) if isinstance(older_than, timedelta) else older_than,
     }
     try:
         return fixed, cleanup.count_purge(runtime, **_purge_options(fixed))

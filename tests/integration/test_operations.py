@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -115,6 +116,16 @@ def test_a_purge_is_an_operation_too(reactive: Reactive, sync: Bench) -> None:
     ended = run(reactive, reactive.start_operation("purge", task="sync", gone=True))
     assert (ended.action, ended.state, ended.total, ended.changed) == (Action.PURGE, OperationState.DONE, 5, 5)
     assert sync.records.count_documents({}) == 1
+
+
+def test_the_age_of_a_purge_is_kept_as_a_duration(
+    reactive: Reactive, sync: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """B-41: a bare number would be warned of, though nobody wrote one."""
+    begun = reactive.start_operation("purge", task="sync", gone=True, older_than=timedelta(days=30))
+    assert begun.asked["older_than"] == "30d"
+    assert run(reactive, begun).changed == sync.records.count_documents({}) == 0
+    assert "bare number" not in caplog.text
 
 
 def test_what_a_vanished_process_began_is_gone_on_with(reactive: Reactive, sync: Bench) -> None:
