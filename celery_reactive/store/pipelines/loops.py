@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from bson import Binary, Timestamp
 
 from celery_reactive.core.changes import Wrote
-from celery_reactive.store.pipelines.expressions import FALSE, NOW, REMOVE, TRUE, Expression, Stage, flag, if_, literal
+from celery_reactive.store.pipelines.expressions import NOW, REMOVE, Expression, Stage, flag, flag_if, if_, literal
 
 _IN_RUN = {"$gte": ["$_r.wrote.at", "$startedAt"]}
 _BEFORE_ITS_END = {"$lte": ["$_r.wrote.at", "$_r.loop.to"]}
@@ -48,24 +48,22 @@ def last_written(wrote: Sequence[Wrote], at: Timestamp) -> Expression:
 def counted() -> dict[str, Expression]:
     """Return the fields of a claim that count the run: one more in a row, as many as before, or none."""
     retried = {"$lt": ["$_r.wrote.at", "$startedAt"]}
-    return {"_r.loop.n": if_(_OWN, {"$add": [_SO_FAR, 1]}, if_(retried, _SO_FAR, 0))}
+    number = if_(_OWN, {"$add": [_SO_FAR, 1]}, if_(retried, _SO_FAR, 0))
+    # An expression takes the place of what is there; a document would be laid over it.
+    return {"_r.loop": {"$mergeObjects": [{"n": number}]}}
 
 
-ENDED = ["_r.loop.to", "_r.loop.by", "_r.loop.again"]
-"""What a claim removes: facts of the run before."""
-
-
-def noted(*, again: Expression = FALSE, by: Binary | None = None) -> dict[str, Expression]:
+def noted(*, again: Expression | None = None, by: Binary | None = None) -> dict[str, Expression]:
     """Return the fields of a record whose run ends.
 
     Args:
-        again: Whether the run asked for another at a time that is past.
+        again: Whether the run asked for another at a time that is past; None: it asked for none.
         by: Id of the session in whose transaction it ends.
     """
     return {
         "_r.loop.to": NOW,
-        "_r.loop.by": by if by is not None else REMOVE,
-        "_r.loop.again": if_(again, TRUE, REMOVE),
+        **({} if again is None else {"_r.loop.again": flag_if(again)}),
+        **({} if by is None else {"_r.loop.by": by}),
     }
 
 

@@ -23,7 +23,6 @@ from celery_reactive.core.states import RecordState
 from celery_reactive.store.pipelines import loops
 from celery_reactive.store.pipelines.expressions import (
     ATTEMPTS_SO_FAR,
-    FALSE,
     IS_DIRTY,
     IS_OFF,
     IS_PENDING,
@@ -42,6 +41,8 @@ from celery_reactive.store.pipelines.expressions import (
 )
 
 _PAST_DEFERRAL = timedelta(seconds=1)
+_ENDED_BY_A_CLAIM = ("touched", "forced", "fresh", "alone", "held", "skipped", "unrun", "guarded")
+"""Flags that speak of what comes before a run."""
 
 
 def start_attempt(*, token: str, worker: str, lease: timedelta, company: bool) -> list[Stage]:
@@ -78,12 +79,7 @@ def start_attempt(*, token: str, worker: str, lease: timedelta, company: bool) -
                 **loops.counted(),
             },
         },
-        {
-            "$unset": [
-                *("_r.touched", "_r.forced", "_r.fresh", "_r.alone", "_r.held", "_r.skipped", "_r.unrun", "_r.guarded"),
-                *loops.ENDED,
-            ],
-        },
+        {"$unset": [f"_r.{name}" for name in _ENDED_BY_A_CLAIM]},
     ]
 
 
@@ -117,7 +113,7 @@ def settle(
         took: Milliseconds that a completed run took, where the statement ends several; None: the outcome's own.
         transaction: Id of the session in whose transaction the run ends, if in any.
     """
-    again = {"$lte": [outcome.until, NOW]} if isinstance(outcome, Deferred) else FALSE
+    again = {"$lte": [outcome.until, NOW]} if isinstance(outcome, Deferred) else None
     return [
         {"$set": {"_r.end": _decisions(outcome)}},
         {"$set": _observation(outcome, observed_at)},
