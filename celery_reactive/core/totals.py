@@ -14,6 +14,14 @@ from typing import Any
 
 Series = tuple[str, tuple[str, ...]]
 
+DURATION = "duration_seconds"
+"""Histogram of how long runs took, by task and status."""
+WAIT = "wait_seconds"
+"""Histogram of how long records waited from due to start, by task."""
+SUCCESS = "success"
+FAILED = "failed"
+"""The statuses of runs."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Distribution:
@@ -36,6 +44,25 @@ class Distribution:
         for bound, number in zip((*self.bounds, math.inf), self.numbers, strict=True):
             numbers[bisect.bisect_left(bounds, bound)] += number
         return Distribution(tuple(bounds), tuple(numbers), self.sum)
+
+    @property
+    def count(self) -> int:
+        """How many observations there are."""
+        return sum(self.numbers)
+
+    def quantile(self, share: float) -> float | None:
+        """Return the value that a share of the observations does not exceed, None without any.
+
+        As Prometheus estimates it: evenly spread within a bucket, and the last bound for what is above it.
+        """
+        rank, passed = share * self.count, 0
+        if not self.count:
+            return None
+        for lower, upper, number in zip((0.0, *self.bounds), self.bounds, self.numbers, strict=False):
+            if number and passed + number >= rank:
+                return lower + (upper - lower) * (rank - passed) / number
+            passed += number
+        return self.bounds[-1]
 
     def plus(self, other: Distribution) -> Distribution:
         """Return both together, in the buckets of this one."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 from enum import StrEnum
 
+from celery_reactive.core import totals
+
 PREFIX = "reactive_tasks_"
-SUCCESS = "success"
-FAILED = "failed"
+SUCCESS, FAILED = totals.SUCCESS, totals.FAILED
 """Values of `status` of a run's duration."""
 UNDECLARED = "(undeclared)"
 """The value of `task_name` for whatever is counted of a task that is not declared."""
@@ -48,7 +49,7 @@ _RUN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 3
 _WAIT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 
 DURATION = Metric(
-    "duration_seconds",
+    totals.DURATION,
     Kind.HISTOGRAM,
     ("task_name", "status"),
     "How long runs took, from claim to end. `status`: `success`, or `failed` also where another attempt follows. "
@@ -56,7 +57,7 @@ DURATION = Metric(
     _RUN_SECONDS,
 )
 WAIT = Metric(
-    "wait_seconds",
+    totals.WAIT,
     Kind.HISTOGRAM,
     _TASK,
     "How long records waited from the time they became due to the start of their run; first attempts only.",

@@ -1,5 +1,6 @@
-"""What the leader does for the metrics of all: it counts what is completed, and retires the counters of the gone.
+"""What the leader does for the metrics of all.
 
+It counts what is completed, retires the counters of the gone, and keeps for charts what was counted in each minute.
 Run by the planner beside its stages, for one term of one group.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from celery_reactive.core.states import RecordState
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreBusyError
-from celery_reactive.store import counters, measures, queries
+from celery_reactive.store import counters, flow, measures, queries
 from celery_reactive.store.connection import Connection
 from celery_reactive.store.counters import Counted
 
@@ -52,6 +53,7 @@ class Chores:
             self._counted_at = now
             self._count_completed()
             counters.forget_tombstones(self._connection.globals())
+        self.keep_the_flow()
         self._ended.wait(_LOOK_SECONDS)
 
     def _count_completed(self) -> None:
@@ -62,6 +64,18 @@ class Chores:
                 records = self._connection.records(task)
                 numbers[task.name] = queries.count_in_state(records, task.name, RecordState.COMPLETED)
         measures.store_completed(self._connection.globals(), self._group, numbers, term=self._term)
+
+    def keep_the_flow(self) -> None:
+        """Keep what has been counted within each step that has ended."""
+        globals_ = self._connection.globals()
+        due = flow.due(globals_)
+        if not due:
+            return
+        with contextlib.suppress(StoreBusyError):
+            # The leader of another group does it, or the next step.
+            totals = counters.read(globals_, preference="primary")
+            for pace in due:
+                flow.keep(globals_, pace, totals)
 
     def retire_the_gone(self) -> int:
         """Add up what processes have counted that have ended, or that have not pushed for long; return how many.

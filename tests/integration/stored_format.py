@@ -20,6 +20,7 @@ from celery_reactive.core.limits import Limits, Rate
 from celery_reactive.core.outcome import Completed, Deferred, GivenBack, Skipped
 from celery_reactive.core.record import EXACT_EJSON, RecordKey
 from celery_reactive.core.registry import Registry
+from celery_reactive.core.totals import Totals
 from celery_reactive.metrics import catalogue
 from celery_reactive.metrics.counts import Counts
 from celery_reactive.runtime import Runtime
@@ -29,6 +30,7 @@ from celery_reactive.store import (
     checkpoints,
     counters,
     definitions,
+    flow,
     instances,
     leadership,
     limiters,
@@ -159,6 +161,8 @@ def _counted(globals_: Any, term: int) -> None:
         counters.push(globals_, name, counts.totals(), seq=1, push_every=timedelta(minutes=1), first=True)
     counters.retire(globals_, [one for one in counters.live(globals_) if one.name == "gone"])
     measures.store_completed(globals_, "default", {TASK: 5}, term=term)
+    for seen in (Totals(), counts.totals()):
+        flow.keep(globals_, flow.Pace.MINUTE, seen)
 
 
 def _noted(globals_: Any, term: int, now: datetime) -> None:
