@@ -49,7 +49,7 @@ class Settings:
     batch_size: int = 1000
     """Documents per planning batch."""
     max_in_flight: int = 2000
-    """Records handed to the broker and not finished, per queue; the backlog stays in MongoDB."""
+    """Most records that are sent and not claimed yet, per queue; the backlog stays in MongoDB."""
     chunk: int | str = "auto"
     """Records a message may name; `"auto"`: as many as load asks for, 1: always one."""
     cleanup_interval: timedelta | str = timedelta(hours=24)
