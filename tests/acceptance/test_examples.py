@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,3 +63,10 @@ def test_an_examples_own_tests_pass(example: str, tmp_path: Path, mongodb_url: s
         timeout=90,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_every_example_is_in_the_table() -> None:
+    """What nobody finds nobody copies."""
+    table = (EXAMPLES / "README.md").read_text()
+    projects = {readme.parent.name for readme in EXAMPLES.glob("*/README.md")}
+    assert set(re.findall(r"^\| \[(\w+)\]\(\1/\)", table, re.MULTILINE)) == projects
