@@ -67,6 +67,7 @@ KNOWS_BEST = {
     "checkpoints": "checkpoints",
     "counters": "metrics_counters",
     "definitions": "leadership",
+    "flow": "flow",
     "instances": "instances",
     "leadership": "guards",
     "lay": "lay",

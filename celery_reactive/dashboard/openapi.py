@@ -10,6 +10,7 @@ from celery_reactive.core.states import RecordState
 from celery_reactive.dashboard import actions, parameters, selecting
 from celery_reactive.dashboard.access import Action
 from celery_reactive.dashboard.pages import DEFAULT_SPAN, SPANS
+from celery_reactive.management.activity import Covers
 from celery_reactive.management.explain import Outlook
 from celery_reactive.management.listing import SORTABLE
 from celery_reactive.management.operations import Action as OperationAction
@@ -419,14 +420,21 @@ def _status() -> dict[str, Schema]:
 
 def _activity() -> dict[str, Schema]:
     quantiles = ("wait_p50_seconds", "wait_p95_seconds", "duration_p50_seconds", "duration_p95_seconds")
-    step = _object({"at": _TIME, "completed": _NUMBER, "failed": _NUMBER, **dict.fromkeys(quantiles, _SECONDS)})
+    number = {"type": ["integer", "null"], "minimum": 0, "description": "Null: not known, or not complete yet."}
+    step = _object({"at": _TIME, "completed": number, "failed": number, **dict.fromkeys(quantiles, _SECONDS)})
     return {
         "Activity": _object(
             {
                 "since": _TIME,
                 "until": _TIME,
                 "step_seconds": {"type": "number"},
-                "runs": {**_NUMBER, "description": "How many runs it covers: of each record the last."},
+                "runs": {**_NUMBER, "description": "How many runs it covers."},
+                "covers": {
+                    "type": "string",
+                    "enum": [each.value for each in Covers],
+                    "description": "Every attempt that workers have counted; or of each record the last run.",
+                },
+                "late_seconds": {"type": "number", "description": "After so long at most it knows of a run."},
                 "is_cut": {"type": "boolean", "description": "Whether older runs are missing."},
                 "steps": _list_of(step),
             }

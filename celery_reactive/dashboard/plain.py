@@ -254,6 +254,8 @@ def activity(found: Activity) -> dict[str, Any]:
         "until": _time(found.until),
         "step_seconds": found.step.total_seconds(),
         "runs": found.runs,
+        "covers": found.covers.value,
+        "late_seconds": _seconds(found.late),
         "is_cut": found.is_cut,
         "steps": [
             {

@@ -16,8 +16,10 @@ from starlette.testclient import TestClient
 
 from celery_reactive import Reactive, signals
 from celery_reactive.core.states import RecordState
+from celery_reactive.core.totals import DURATION, SUCCESS, Distribution, Totals
 from celery_reactive.management import activity as activities
-from celery_reactive.store import leadership, positions
+from celery_reactive.store import flow, leadership, positions
+from celery_reactive.store.flow import Pace
 from celery_reactive.store.positions import Position
 from tests.dashboard.conftest import EVIL, FAILED_ID, SECRET, MakeClient, Shop, document
 
@@ -332,13 +334,40 @@ def test_the_setting_masks_more_fields(make_client: MakeClient, app: Celery) -> 
 def test_what_was_run_lately_is_told_in_steps(visitor: TestClient) -> None:
     """B-57: the chart's numbers say how many runs they cover."""
     found = visitor.get("/api/v1/activity?task=sync").json()
-    assert found["runs"] == 5
+    assert (found["covers"], found["runs"]) == ("last runs", 5)
     assert not found["is_cut"]
     assert sum(step["completed"] for step in found["steps"]) == 3
     assert sum(step["failed"] for step in found["steps"]) == 2
     (took,) = {step["duration_p50_seconds"] for step in found["steps"]} - {None}
     assert took == 0.012
     assert all(step["wait_p50_seconds"] is None or step["wait_p50_seconds"] >= 0 for step in found["steps"])
+
+
+def test_charts_show_every_run_that_was_counted(visitor: TestClient, shop: Shop) -> None:
+    """B-55, B-57: from the workers' counters, once the leader has kept them for a quarter of an hour."""
+    globals_ = shop.reactive.runtime.connection.globals()
+    for runs in (0, 30, 60):
+        tasks = {
+            "sync": Distribution((0.1, 1.0), (runs, 0, 0), 1.0),
+            "mail": Distribution((0.1, 1.0), (0, runs, 0), 1.0),
+        }
+        totals = Totals({}, {(DURATION, (task, SUCCESS)): one for task, one in tasks.items()})
+        flow.keep(globals_, Pace.MINUTE, totals)
+        for one in list(globals_.find({"_id.k": {"$in": ["flow", "flow_base"]}})):
+            globals_.delete_one({"_id": one["_id"]})
+            for place, name in ((one["_id"], "at"), (one, "at"), (one, "since")):
+                if name in place:
+                    place[name] -= timedelta(minutes=8)
+            globals_.insert_one(one)
+    found = visitor.get("/api/v1/activity?span=1h").json()
+    assert (found["covers"], found["runs"], found["step_seconds"]) == ("all runs", 120, 60)
+    assert found["late_seconds"] == 120
+    known = [step for step in found["steps"] if step["completed"] is not None]
+    assert [step["completed"] for step in known] == [60, 60]
+    assert known[0]["duration_p50_seconds"] == 0.1
+    assert 0.1 < known[0]["duration_p95_seconds"] < 1
+    assert visitor.get("/api/v1/activity?span=1h&task=sync").json()["runs"] == 60
+    assert visitor.get("/api/v1/activity?span=6h").json()["covers"] == "last runs"
 
 
 def test_what_is_too_much_for_a_chart_is_said(visitor: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@
     const at = steps.map(function (step) { return Date.parse(step.at) / 1000; });
     function column(name) { return steps.map(function (step) { return step[name]; }); }
     const bars = uPlot.paths.bars({ size: [0.8, 24], align: 1 });
-    const both = steps.map(function (step) { return step.completed + step.failed; });
+    const both = steps.map(function (step) { return step.completed === null ? null : step.completed + step.failed; });
     draw("chart-runs", [at, both, column("failed")], [
       series("ended", "--good", count, { fill: colour("--good"), paths: bars, width: 0 }),
       series("failed", "--bad", count, { fill: colour("--bad"), paths: bars, width: 0 }),
@@ -55,7 +55,15 @@
     const failed = steps.reduce(function (sum, step) { return sum + step.failed; }, 0);
     document.getElementById("runs-note").textContent = "per " + length(found.step_seconds) + "; " + found.runs.toLocaleString() + " in all, " + failed.toLocaleString() + " failed";
     document.getElementById("times-note").textContent = "p50 and p95";
-    document.getElementById("charts-cover").textContent = "Covers the last run of each record" + (found.is_cut ? ", of the newest " + found.runs.toLocaleString() + " only; earlier ones are missing." : ".");
+    document.getElementById("charts-cover").textContent = covers(found);
+  }
+  function covers(found) {
+    if (found.covers === "all runs") {
+      const known = found.steps.find(function (step) { return step.completed !== null; });
+      const kept = known && known.at > found.since ? " It is kept since " + new Date(known.at).toLocaleTimeString() + "." : "";
+      return "Every run that ended in success or failure, each attempt, as counted by the workers; the last " + length(found.late_seconds) + " are still coming in." + kept;
+    }
+    return "Covers the last run of each record" + (found.is_cut ? ", of the newest " + found.runs.toLocaleString() + " only; earlier ones are missing." : ".");
   }
   function load() {
     fetch(place.dataset.source, { headers: { accept: "application/json" } })
