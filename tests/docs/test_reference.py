@@ -12,9 +12,11 @@ import pytest_celery_reactive
 from celery_reactive import testing
 from celery_reactive.dashboard.options import Options
 from celery_reactive.management import explain
+from celery_reactive.store import server
 from tests.docs.pages import ROOT, code_in, rows_of
 from tests.docs.tables import PACKAGE
 
+REFERENCE = (ROOT / "docs" / "reference" / "README.md").read_text()
 CODES = (ROOT / "docs" / "reference" / "codes.md").read_text()
 TESTING = (ROOT / "docs" / "guide" / "testing.md").read_text()
 DASHBOARD = (ROOT / "docs" / "guide" / "dashboard.md").read_text()
@@ -53,6 +55,16 @@ def test_every_extra_is_listed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = {name for row in rows_of(CODES, "<!-- table: extras -->") for name in code_in(row[0])}
     assert listed == set(project["optional-dependencies"])
+
+
+def test_the_versions_that_are_tested_are_listed() -> None:
+    """Those of the tests on every change, and no others."""
+    matrix = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    listed = {row[0]: re.findall(r"[0-9]+[.][0-9]+", row[1]) for row in rows_of(REFERENCE, "<!-- table: versions -->")}
+    for name in ("Python", "Celery"):
+        [tested] = re.findall(rf"^ +{name.lower()}: \[(.*)\]$", matrix, flags=re.MULTILINE)
+        assert listed[name] == re.findall(r"[0-9]+[.][0-9]+", tested)
+    assert listed["MongoDB"] == [".".join(map(str, server._OLDEST))]
 
 
 def test_every_exit_code_is_listed() -> None:
