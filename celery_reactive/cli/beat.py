@@ -9,7 +9,7 @@ from click_didyoumean import DYMGroup
 from rich.markup import escape
 
 from celery_reactive.app import Reactive
-from celery_reactive.cli.output import console_for, json_option, moment, plain_table, to_json
+from celery_reactive.cli.output import console_for, json_option, moment, plain_table, print_table, to_json
 from celery_reactive.cli.project import open_project
 from celery_reactive.core.suggest import did_you_mean, listed
 from celery_reactive.management.schedule import entries_of
@@ -40,7 +40,7 @@ def list_(ctx: click.Context, *, as_json: bool) -> None:
             last = "" if one.last_run_at is None else moment(one.last_run_at)
             cells = (escape(one.name), escape(one.task), escape(one.schedule), last, str(one.runs), str(one.due_in))
             table.add_row(*cells)
-        console_for(ctx).print(table)
+        print_table(console_for(ctx), table)
 
 
 @beat.command()

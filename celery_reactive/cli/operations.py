@@ -15,6 +15,7 @@ from celery_reactive.cli.output import (
     json_option,
     moment,
     plain_table,
+    print_table,
     redaction_for,
     secrets_option,
     to_json,
@@ -47,7 +48,7 @@ def list_(ctx: click.Context, *, running: bool, limit: int, as_json: bool, show_
     elif not found:
         click.echo("no operations")
     else:
-        console_for(ctx).print(_table(found))
+        print_table(console_for(ctx), _table(found))
 
 
 @operations.command()
@@ -62,7 +63,7 @@ def show(ctx: click.Context, *, operation: str, as_json: bool, show_secrets: boo
     if as_json:
         click.echo(to_json(found))
     else:
-        console_for(ctx).print(_table([found]))
+        print_table(console_for(ctx), _table([found]))
         if found.error:
             click.echo(f"\n{visible(found.error)}")
 

@@ -1,6 +1,7 @@
 """How commands print: tables for people, JSON for programs (`docs/guide/cli-json.md`).
 
-Called by the commands. In a terminal output has colours and fits; in a pipe it is plain text, and no column is cut.
+Called by the commands. In a terminal output has colours and fits, however narrow that is; in a pipe it is plain text,
+and no column is cut.
 """
 
 from __future__ import annotations
@@ -8,18 +9,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
+from rich.table import Column, Table
 
 from celery_reactive.app import Reactive
 from celery_reactive.core.record import RecordKey, id_to_text
 from celery_reactive.core.redaction import Redaction, Unredacted
 
-_PLAIN_WIDTH = 160
+_PLAIN_WIDTH = 1000
+"""In a pipe every row of a table is one line."""
+_LEAST_LAST = 24
+"""Characters that a table's last column needs, which takes what the others leave."""
+_GAP = 2
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What a terminal obeys rather than shows: control characters but for newline and tab, and turns of direction."""
 
@@ -93,7 +99,38 @@ def moment(when: datetime) -> str:
 
 def plain_table() -> Table:
     """Return an empty table without lines."""
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    return Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print *table*; where the terminal has no room for its columns, each row as lines of a name and a value."""
+    *firm, last = table.columns
+    for column in firm:
+        column.no_wrap = True
+    needed = sum(_width(console, column) + _GAP for column in firm) + min(_width(console, last), _LEAST_LAST)
+    if needed <= console.width:
+        console.print(table)
+        return
+    names = [" ".join(str(column.header).split()) for column in table.columns]
+    for number, row in enumerate(zip(*(column.cells for column in table.columns), strict=True)):
+        if number:
+            console.print()
+        console.print(_block(names, row))
+
+
+def _block(names: Sequence[str], row: Sequence[RenderableType]) -> Table:
+    block = Table(box=None, show_header=False, pad_edge=False, padding=(0, _GAP, 0, 0))
+    block.add_column(style="bold", no_wrap=True)
+    block.add_column(overflow="fold")
+    for name, value in zip(names, row, strict=True):
+        if value:
+            block.add_row(name, value)
+    return block
+
+
+def _width(console: Console, column: Column) -> int:
+    """Return how many characters the widest cell of *column* has."""
+    return max(console.measure(cell).maximum for cell in (column.header, *column.cells))
 
 
 def counted(number: int, what: str = "record") -> str:

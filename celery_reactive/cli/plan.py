@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from celery_reactive.cli.output import console_for, json_option, plain_table, to_json, written
+from celery_reactive.cli.output import console_for, json_option, plain_table, print_table, to_json, written
 from celery_reactive.cli.project import TaskName, open_project
 from celery_reactive.management import plan as planning
 from celery_reactive.management.plan import PlanReport
@@ -58,7 +58,7 @@ def _show(report: PlanReport, console: Console) -> None:
         if number or name != "failing":
             examples = ", ".join(written(one) for one in report.samples.get(name, ()))
             table.add_row(f"{number:,}", meaning, escape(examples))
-    console.print(table)
+    print_table(console, table)
     console.print(f"\n{report.documents:,} documents looked at, nothing written")
     for note in report.notes:
         console.print(f"[yellow]Note[/]  {escape(note)}")

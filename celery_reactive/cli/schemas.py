@@ -58,8 +58,19 @@ PRINTED: Mapping[str, Any] = {
 """What each command prints."""
 
 
+def _words(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the words that go on with the command named so far, for the shell."""
+    so_far = tuple(ctx.params.get("command") or ())
+    words = {command[len(so_far)] for command in map(_split, PRINTED) if command[: len(so_far)] == so_far != command}
+    return sorted(word for word in words if word.startswith(incomplete))
+
+
+def _split(command: str) -> tuple[str, ...]:
+    return tuple(command.split())
+
+
 @click.command()
-@click.argument("command", nargs=-1)
+@click.argument("command", nargs=-1, shell_complete=_words)
 def schema(command: tuple[str, ...]) -> None:
     """Print the JSON Schema of what COMMAND prints with --json, as in `schema tasks list`; without one, name them."""
     name = " ".join(command)

@@ -17,6 +17,7 @@ from celery_reactive.cli.output import (
     json_option,
     moment,
     plain_table,
+    print_table,
     redaction_for,
     secrets_option,
     to_json,
@@ -69,7 +70,7 @@ def failures(ctx: click.Context, *, as_json: bool, show_secrets: bool, task: str
     elif not found:
         click.echo("no planning failures")
     else:
-        console_for(ctx).print(_failures_table(found))
+        print_table(console_for(ctx), _failures_table(found))
 
 
 def ping(app: Celery) -> tuple[str, ...] | None:
@@ -97,10 +98,10 @@ def _show(found: Status, console: Console) -> None:
         console.print(f"[bold]Reconciles[/] {_reconciliation_in_words(one)}")
     console.print(f"[bold]Workers[/]    {_workers_in_words(found.workers)}")
     console.print(f"[bold]Failures[/]   {_failures_in_words(found.planning_failures)}\n")
-    console.print(_tasks_table(found.tasks))
+    print_table(console, _tasks_table(found.tasks))
     if found.first_failures:
         console.print()
-        console.print(_failures_table(found.first_failures))
+        print_table(console, _failures_table(found.first_failures))
 
 
 def _leader_in_words(leader: LeaderStatus | None) -> str:
@@ -133,8 +134,8 @@ def _tasks_table(tasks: Iterable[TaskStatus]) -> Table:
     table.add_column("task")
     table.add_column("collection")
     for state in RecordState:
-        table.add_column(state.value.replace("_", " "), justify="right")
-    table.add_column("oldest wait", justify="right")
+        table.add_column(state.value.replace("_", "\n"), justify="right")
+    table.add_column("oldest\nwait", justify="right")
     table.add_column("")
     for task in tasks:
         counts = [str(task.counts[state]) for state in RecordState]

@@ -20,6 +20,7 @@ from celery_reactive.cli.output import (
     json_option,
     moment,
     plain_table,
+    print_table,
     redaction_for,
     secrets_option,
     to_json,
@@ -34,7 +35,7 @@ from celery_reactive.core.states import RecordState
 from celery_reactive.errors import ArgumentError, ConfigurationError
 from celery_reactive.management import redacting
 from celery_reactive.management.cleanup import count_purge, purge_sample
-from celery_reactive.management.listing import MAX_LIMIT, MAX_SKIP, Page, TaskRecord
+from celery_reactive.management.listing import MAX_LIMIT, MAX_SKIP, SORTABLE, Page, TaskRecord
 from celery_reactive.management.operations import Action
 
 _COLOURS = {
@@ -69,6 +70,11 @@ class Length(click.ParamType):  # type: ignore[type-arg]  # generic only since c
             self.fail("; ".join(error.problems), param, ctx)
 
 
+def _sortable(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the fields that begin so, for the shell."""
+    return [field for field in SORTABLE if field.startswith(incomplete)]
+
+
 @click.group("tasks", cls=DYMGroup)
 def tasks() -> None:
     """Look at records and change them."""
@@ -79,7 +85,13 @@ def tasks() -> None:
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, MAX_LIMIT), help="Show so many at most.")
 @click.option("--skip", default=0, type=click.IntRange(0, MAX_SKIP), help="Pass over so many.")
 @click.option("--after", help="Go on after the page whose `next` this is.")
-@click.option("--sort", default="nextRunAt", show_default=True, help="Field to sort by; -field for descending.")
+@click.option(
+    "--sort",
+    default="nextRunAt",
+    show_default=True,
+    shell_complete=_sortable,
+    help="Field to sort by; -field for descending.",
+)
 @json_option
 @secrets_option
 @click.pass_context
@@ -251,7 +263,7 @@ def _show_page(page: Page, console: Console) -> None:
     if not page.items:
         console.print("no records")
         return
-    console.print(_table(page))
+    print_table(console, _table(page))
     first = page.skip + 1
     console.print(f"\n{first:,}-{page.skip + len(page.items):,} of {page.total:,}")
     if page.next is not None:
@@ -289,7 +301,7 @@ def _show_record(record: TaskRecord, console: Console) -> None:
     console.print(table)
     if record.execution_history:
         console.print("\n[bold]History[/], the oldest first")
-        console.print(_history(record))
+        print_table(console, _history(record))
     if record.last_error_traceback:
         console.print("\n[bold]Traceback[/]")
         console.print(escape(visible(record.last_error_traceback)), soft_wrap=True)

@@ -130,6 +130,16 @@ def test_failures_are_listed_with_document_and_reason(project: Project) -> None:
     assert "did you mean 'job'" in unknown.stderr
 
 
+@pytest.mark.parametrize("words", [("schema", "tasks", "list"), ("metrics", "--grafana"), ("--help",)], ids=" ".join)
+def test_a_reader_that_goes_away_is_no_failure_to_tell_of(words: tuple[str, ...]) -> None:
+    """`… | head` ends without a traceback."""
+    with subprocess.Popen([*REACTIVE, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        writer.stdout.close()
+        assert writer.stderr is not None
+        assert writer.stderr.read() == ""
+
+
 @needs_entry_point
 def test_celery_has_the_same_commands(project: Project) -> None:
     """`celery -A proj reactive …` is `celery-reactive -A proj …`."""
@@ -146,6 +156,8 @@ def test_celery_has_the_same_commands(project: Project) -> None:
         ("celery-reactive -A proj planner --gr", "_CELERY_REACTIVE_COMPLETE", {"--group"}),
         ("celery-reactive -A proj reconcile j", "_CELERY_REACTIVE_COMPLETE", {"job"}),
         ("celery-reactive -A proj failures --task j", "_CELERY_REACTIVE_COMPLETE", {"job"}),
+        ("celery-reactive tasks list --sort nextR", "_CELERY_REACTIVE_COMPLETE", {"nextRunAt"}),
+        ("celery-reactive schema operations s", "_CELERY_REACTIVE_COMPLETE", {"show"}),
         ("celery-reactive -A nothing reconcile j", "_CELERY_REACTIVE_COMPLETE", set()),
         ("celery -A proj reactive reconcile j", "_CELERY_COMPLETE", {"job"}),
     ],
