@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 from bson import ObjectId
 from pymongo import MongoClient
@@ -9,7 +10,7 @@ from pymongo import MongoClient
 
 def main(command: str, *arguments: str) -> None:
     """Do what was asked for."""
-    with MongoClient(os.environ["CELERY_REACTIVE_MONGODB_URL"]) as client:
+    with MongoClient[Any](os.environ["CELERY_REACTIVE_MONGODB_URL"]) as client:
         shop = client.get_default_database()
         match (command, *arguments):
             case ("pay", amount):

@@ -63,7 +63,7 @@ def compute(contexts: list[TaskContext]) -> None:
 
 def figures_of(database: Database[Any], customers: list[ObjectId]) -> dict[ObjectId, dict[str, Any]]:
     """Return the figures of some customers, by customer. Cancelled orders do not count."""
-    stages = [
+    stages: list[dict[str, Any]] = [
         {"$match": {"customer": {"$in": customers}, "status": {"$ne": "cancelled"}}},
         {
             "$group": {
