@@ -36,6 +36,12 @@ DAY = timedelta(hours=24)
 MakeCleaner = Callable[..., Cleaner]
 
 
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cleaner that has nothing to do looks soon again: a second is what most tests would take."""
+    monkeypatch.setattr(cleanup, "_LOOK_SECONDS", 0.2)
+
+
 @pytest.fixture
 def make_cleaner(make_desk: MakeDesk) -> MakeCleaner:
     """Make the cleaner of a leader, with some settings of its own; its desk is at `desk`."""

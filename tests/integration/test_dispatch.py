@@ -71,6 +71,12 @@ class Outbox(Publisher):
         """Return None: there is no Celery app here that knows one."""
 
 
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round in which nothing is due looks soon again: half a second is what most tests would take."""
+    monkeypatch.setattr(dispatch, "_POLL_SECONDS", 0.1)
+
+
 @pytest.fixture
 def outbox() -> Outbox:
     """The messages that were sent."""
@@ -127,6 +133,7 @@ def test_a_task_that_is_held_back_costs_little(
     held_by: str,
 ) -> None:
     """B-46: whoever resumes it tells the planner; until then it is looked at as seldom as one that has nothing due."""
+    monkeypatch.setattr(dispatch, "_POLL_SECONDS", 0.5)  # far from what a task that was not held back would wait
     bench.plan(DOCUMENT)
     globals_ = bench.connection.globals()
     if held_by == "pause":
