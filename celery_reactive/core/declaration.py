@@ -54,6 +54,7 @@ OPTIONS = (
     "max_concurrency",
     "loop_guard",
     "recheck_interval",
+    "track_changes",
     "document_class",
     "group",
 )
@@ -104,6 +105,7 @@ def declare(name: str, options: Mapping[str, Any]) -> ReactiveTask:
         max_concurrency=given.read("max_concurrency", read_concurrency, None),
         loop_guard=given.read("loop_guard", _read_loop_guard, DEFAULT_LOOP_GUARD),
         recheck_interval=given.read("recheck_interval", _read_interval, None),
+        track_changes=given.read("track_changes", read_boolean, default=False),
         document_class=given.read("document_class", _read_document_class, None),
         group=given.read("group", read_text, DEFAULT_GROUP),
     )

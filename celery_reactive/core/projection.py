@@ -7,7 +7,7 @@ same document each time, and two projections that mean the same must take the sa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celery_reactive.core.document import copied
@@ -48,6 +48,32 @@ class Projection:
     def stages(self, *, keep: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the stages that turn each document into `{**keep, "w": watched values}`; see `stages_of`."""
         return stages_of({"w": self}, keep=keep)
+
+    def values(self, watched: Mapping[str, Any]) -> dict[str, Any]:
+        """Return watched values by dotted path, those of a whole document by its fields; what is missing is left out.
+
+        A path that leads through an array gives a list of what each element has there.
+        """
+        if self.whole:
+            return dict(watched)
+        found = ((path, _below(watched, path.split("."))) for path in (*self.included, *dict(self.computed)))
+        return {path: value for path, value in found if value is not _MISSING}
+
+
+_MISSING = object()
+
+
+def _below(value: Any, segments: Sequence[str]) -> Any:
+    match value, segments:
+        case _, []:
+            return value
+        case list(), _:
+            elements = (_below(element, segments) for element in value)
+            return [element for element in elements if element is not _MISSING]
+        case Mapping(), [first, *others] if first in value:
+            return _below(value[first], others)
+        case _:
+            return _MISSING
 
 
 def stages_of(projections: Mapping[str, Projection], *, keep: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import bson
 from bson.raw_bson import RawBSONDocument
@@ -30,6 +30,15 @@ if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
 
 
+class ValueChange(NamedTuple):
+    """The value of one watched path, then and now; None where the document has none."""
+
+    before: Any
+    """For the last run that completed."""
+    after: Any
+    """For this run."""
+
+
 class ContextEndedError(ReactiveError):
     """A context was used after its handler had returned. Nothing was done."""
 
@@ -51,6 +60,25 @@ class TaskContext:
         """The values of `watch_projection` that this run is for, decoded as the client decodes."""
         options = self._run.runtime.connection.client.codec_options
         return bson.decode(self._run.claim.observed.raw, options)["v"]
+
+    @property
+    def changes(self) -> dict[str, ValueChange]:
+        """What the last run that completed was for, and what this one is for, by watched path (B-63).
+
+        Every watched path that has a value in either is there, also where the two are equal; of a whole document, its
+        fields. Before the first run that completes, each `before` is None. What a retry by hand or a new version of
+        the handler runs once more may have changed in nothing.
+
+        Raises:
+            ConfigurationError: The task does not say `track_changes=True`.
+        """
+        task, claim = self._run.task, self._run.claim
+        if not task.track_changes:
+            raise ConfigurationError("changes", [f"say track_changes=True in the declaration of {task.name}"])
+        options = self._run.runtime.connection.client.codec_options
+        after = task.projection.values(self.watched_values)
+        before = {} if claim.handled is None else task.projection.values(bson.decode(claim.handled.raw, options)["v"])
+        return {path: ValueChange(before.get(path), after.get(path)) for path in {**before, **after}}
 
     @property
     def attempt(self) -> int:

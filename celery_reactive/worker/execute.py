@@ -135,7 +135,16 @@ def _claim(
 
     def claim(keys: Sequence[RecordKey]) -> list[Claim]:
         try:
-            return records.claim(target, keys, token=token, worker=worker, lease=lease, session=session, until=until)
+            return records.claim(
+                target,
+                keys,
+                token=token,
+                worker=worker,
+                lease=lease,
+                session=session,
+                until=until,
+                track=task.track_changes,
+            )
         except StoreUnavailableError:
             # What was claimed without an answer is this worker's, and nobody else can run it.
             return records.find_claims(target, keys, token=token, session=session)

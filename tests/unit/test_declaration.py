@@ -212,7 +212,7 @@ def test_an_unknown_option_is_refused_with_a_suggestion(unknown: str, suggestion
 
 @pytest.mark.parametrize(
     "option",
-    ["on_delete", "track_changes"],
+    ["on_delete"],
 )
 def test_an_option_that_does_nothing_is_no_option(option: str) -> None:
     """B-2: nothing is silently ignored."""

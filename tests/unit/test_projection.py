@@ -142,3 +142,20 @@ def test_any_value_is_compiled_or_refused(raw: object) -> None:
         return
     assert compile_projection(compiled.document) == compiled
     assert bson.encode({"stages": compiled.stages(keep={"d": "$_id"})})
+
+
+@pytest.mark.parametrize(
+    ("raw", "watched", "values"),
+    [
+        ({"a": 1, "b.c": 1}, {"a": 1, "b": {"c": 2}}, {"a": 1, "b.c": 2}),
+        ({"a": 1, "b.c": 1}, {"b": {}}, {}),
+        ({"a.b": 1}, {"a": 1}, {}),
+        ({"a": 1}, {"a": None}, {"a": None}),
+        ({"items.price": 1}, {"items": [{"price": 1}, {}, {"price": 3}]}, {"items.price": [1, 3]}),
+        ({"total": {"$sum": "$a"}, "x": {"y": "$a"}}, {"total": 6, "x": {"y": [1]}}, {"total": 6, "x.y": [1]}),
+        (None, {"_id": 1, "a": {"b": 1}}, {"_id": 1, "a": {"b": 1}}),
+    ],
+)
+def test_values_by_path(raw: object, watched: dict[str, Any], values: dict[str, Any]) -> None:
+    """B-63: what is watched, with what is missing left out."""
+    assert compile_projection(raw).values(watched) == values

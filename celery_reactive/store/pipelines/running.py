@@ -45,7 +45,7 @@ _ENDED_BY_A_CLAIM = ("touched", "forced", "fresh", "alone", "held", "skipped", "
 """Flags that speak of what comes before a run."""
 
 
-def start_attempt(*, token: str, worker: str, lease: timedelta, company: bool) -> list[Stage]:
+def start_attempt(*, token: str, worker: str, lease: timedelta, company: bool, track: bool = False) -> list[Stage]:
     """Return the pipeline of a claim (B-23).
 
     Args:
@@ -53,6 +53,7 @@ def start_attempt(*, token: str, worker: str, lease: timedelta, company: bool) -
         worker: Name of the claiming process, for people.
         lease: Visibility timeout.
         company: Whether other records are claimed by the same statement.
+        track: Whether to keep what the run is for, whatever comes in during it (B-63).
     """
     lease_end = after(lease)
     claim = {
@@ -62,6 +63,7 @@ def start_attempt(*, token: str, worker: str, lease: timedelta, company: bool) -
         "before": ATTEMPTS_SO_FAR,
         "forced": flag("forced"),
         "company": company,
+        **({"values": "$lastObservedValues"} if track else {}),
     }
     return [
         {
@@ -97,6 +99,7 @@ def settle(
     observed_at: object,
     took: Expression | None = None,
     transaction: Binary | None = None,
+    track: bool = False,
 ) -> list[Stage]:
     """Return the pipeline that ends a run with *outcome*, whatever came in during it (B-24 to B-26, B-33, B-34).
 
@@ -112,7 +115,9 @@ def settle(
         observed_at: Cluster time known before the run's reads: the time of what the worker saw.
         took: Milliseconds that a completed run took, where the statement ends several; None: the outcome's own.
         transaction: Id of the session in whose transaction the run ends, if in any.
+        track: Whether a completed run leaves what it was for, to be compared with the next (B-63).
     """
+    handled = {"_r.handled": "$_r.claim.values"} if track and isinstance(outcome, Completed) else {}
     again = {"$lte": [outcome.until, NOW]} if isinstance(outcome, Deferred) else None
     return [
         {"$set": {"_r.end": _decisions(outcome)}},
@@ -127,6 +132,7 @@ def settle(
                 "_r.sent": False,
                 "_r.dispatches": 0,
                 **loops.noted(again=again, by=transaction),
+                **handled,
             },
         },
         {"$unset": ["_r.end", "_r.touched"]},

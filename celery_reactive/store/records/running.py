@@ -38,6 +38,7 @@ _CLAIMED_FIELDS = (
     "_r.deferrals",
     "_r.claim.token",
     "_r.reset",
+    "_r.handled",
 )
 
 
@@ -59,6 +60,7 @@ def claim(
     lease: timedelta,
     session: ClientSession,
     until: datetime | None = None,
+    track: bool = False,
 ) -> list[Claim]:
     """Claim those of *keys* that are pending and due (B-23).
 
@@ -74,6 +76,7 @@ def claim(
         lease: Visibility timeout.
         session: Causal session in which the run will read.
         until: A server time after which the statement claims nothing: its slots may be somebody else's (B-58).
+        track: Whether the task tracks changes (B-63).
 
     Returns:
         The claims, in the order of *keys*. Empty when nothing was due.
@@ -89,7 +92,7 @@ def claim(
         **({"_r.alone": {"$ne": True}} if company else {}),
         **pipelines.is_before(until),
     }
-    attempt = pipelines.start_attempt(token=token, worker=worker, lease=lease, company=company)
+    attempt = pipelines.start_attempt(token=token, worker=worker, lease=lease, company=company, track=track)
     if company:
         named = {"_id": {"$in": [key.id for key in keys]}, **due}
         records.update_many(named, attempt, hint=BY_ID, session=session)
@@ -135,12 +138,18 @@ def _claim(task: str, record: RawBSONDocument, session: ClientSession) -> Claim:
         started_at=fields["startedAt"],
         first_error_at=fields["firstErrorAt"],
         deferrals=int(books["deferrals"]),
-        observed=RawBSONDocument(bson.encode({"v": record["lastObservedValues"]}, codec_options=CODEC)),
+        observed=_as_values(record["lastObservedValues"]),
         generation=int(books["gen"]),
         cluster_time=known_time(session),
         reset_for=int(books["reset"]["version"]) if "reset" in books else 0,
         reset_at=books["reset"]["at"] if "reset" in books else None,
+        handled=_as_values(record["_r"]["handled"]) if "handled" in books else None,
     )
+
+
+def _as_values(stored: object) -> RawBSONDocument:
+    """Return `{"v": stored}`, undecoded."""
+    return RawBSONDocument(bson.encode({"v": stored}, codec_options=CODEC))
 
 
 @translated
@@ -226,6 +235,7 @@ def settle_together(
             debounce=task.debounce,
             history_limit=task.execution_history_limit,
             reset_retries=task.retry_policy.reset_retries_on_data_change,
+            track=task.track_changes,
             observed_at=claims[0].cluster_time,
             took=durations and pipelines.took_each([claim.key.doc_id for claim in claims], durations),
         ),
@@ -262,6 +272,7 @@ def settle_each(
                 debounce=task.debounce,
                 history_limit=task.execution_history_limit,
                 reset_retries=task.retry_policy.reset_retries_on_data_change,
+                track=task.track_changes,
                 observed_at=claim.cluster_time,
             ),
             hint=BY_ID,
@@ -354,6 +365,7 @@ def _settle(
             debounce=task.debounce,
             history_limit=task.execution_history_limit,
             reset_retries=task.retry_policy.reset_retries_on_data_change,
+            track=task.track_changes,
             observed_at=observed_at,
             transaction=session.session_id["id"] if session is not None and session.in_transaction else None,
         ),
