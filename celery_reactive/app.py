@@ -879,9 +879,9 @@ class Reactive:
         requests that come from this machine, at `localhost`.
 
         Args:
-            options: `users` (passwords by name), `tokens` (of bearers), `authorize` (called with each request, returns
-                `"all"`, `"read-only"`, names of actions, or None), `read_only`, `redact` (names of fields),
-                `flower_url`, `title`, `group`, `refresh_seconds`.
+            options: `users` (passwords by name), `tokens` (of bearers, in a list or by name), `authorize` (called with
+                each request, returns `"all"`, `"read-only"`, names of actions, or None), `read_only`, `redact` (names
+                of fields), `flower_url`, `title`, `group`, `refresh_seconds`, `deadline_seconds`.
 
         Raises:
             ConfigurationError: An option is wrong, or the extra `dashboard` is not installed.

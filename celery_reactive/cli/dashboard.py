@@ -42,7 +42,7 @@ def dashboard(ctx: click.Context, /, *, host: str, port: int, **options: Any) ->
 
     Listens at an address that others can reach only with credentials, from the environment:
     CELERY_REACTIVE_DASHBOARD_USERS="name:password", several separated by spaces, and
-    CELERY_REACTIVE_DASHBOARD_TOKENS, for programs.
+    CELERY_REACTIVE_DASHBOARD_TOKENS="name:token", for programs; the name, which may be left out, tells who did what.
     """
     credentials = _credentials()
     if not credentials and not _is_loopback(host):
@@ -97,7 +97,8 @@ def _credentials() -> dict[str, Any]:
         found["users"] = {name: password for name, _, password in pairs}
     tokens = os.environ.get(TOKENS, "").split()
     if tokens:
-        found["tokens"] = tokens
+        pairs = [token.rpartition(":") for token in tokens]
+        found["tokens"] = {name or f"token {number}": token for number, (name, _, token) in enumerate(pairs, 1)}
     return found
 
 

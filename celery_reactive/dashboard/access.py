@@ -10,7 +10,7 @@ import binascii
 import hmac
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -77,7 +77,7 @@ class Access:
         self,
         *,
         users: Mapping[str, str],
-        tokens: Iterable[str],
+        tokens: Mapping[str, str | None],
         authorize: Authorize | None,
         read_only: bool,
     ) -> None:
@@ -85,12 +85,12 @@ class Access:
 
         Args:
             users: Passwords by name, for basic authentication.
-            tokens: Bearer tokens.
+            tokens: Names by bearer token; None: it has none.
             authorize: The user's decision, asked after the credentials; None: who comes this far may do all.
             read_only: Whether nobody may change anything.
         """
         self._users = {name.encode(): password.encode() for name, password in users.items()}
-        self._tokens = [token.encode() for token in tokens]
+        self._tokens = {token.encode(): name for token, name in tokens.items()}
         self._authorize = authorize
         self._read_only = read_only
 
@@ -116,13 +116,20 @@ class Access:
 
     def _check_credentials(self, request: Request) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and _is_one_of(given.strip().encode(), self._tokens):
+        if scheme.lower() == "bearer" and (token := self._token(given.strip().encode())) is not None:
+            request.scope[USER] = self._tokens[token]
             return
         if scheme.lower() == "basic" and (user := self._user(given.strip())) is not None:
             request.scope[USER] = user
             return
         challenge = 'Basic realm="celery-reactive", charset="UTF-8"' if self._users else "Bearer"
         raise RefusedError(401, "expected a user and password, or a bearer token", {"www-authenticate": challenge})
+
+    def _token(self, given: bytes) -> bytes | None:
+        """Return the token that is given, None if it is none."""
+        # All are compared, so that the time tells nothing of which there are.
+        same = [token for token in self._tokens if hmac.compare_digest(given, token)]
+        return same[0] if same else None
 
     def _user(self, given: str) -> str | None:
         """Return whose name and password are given, None if they are nobody's."""
@@ -134,10 +141,6 @@ class Access:
         # Compared in any case, so that the time tells nothing of which names there are.
         is_known = hmac.compare_digest(password, known or b"\0") and known is not None
         return name.decode() if is_known else None
-
-
-def _is_one_of(given: bytes, tokens: Iterable[bytes]) -> bool:
-    return any(hmac.compare_digest(given, token) for token in tokens)
 
 
 def _refuse_strangers(request: Request) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from celery_reactive.core.suggest import did_you_mean, listed, shown
 from celery_reactive.core.task import DEFAULT_GROUP
@@ -21,8 +21,9 @@ class Options:
 
     users: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     """Passwords by name, for basic authentication."""
-    tokens: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    """Bearer tokens, of 16 characters or more, for programs."""
+    tokens: Mapping[str, str | None] = dataclasses.field(default_factory=dict, repr=False)
+    """Bearer tokens, of 16 characters or more, for programs: as a list, or by name, which tells who did what.
+    Kept as the names by token; None: it has none."""
     authorize: Authorize | None = None
     """Called with each request (Starlette's): returns `"all"`, `"read-only"`, names of actions, or None."""
     read_only: bool = False
@@ -75,13 +76,24 @@ def _users(value: Any) -> dict[str, str]:
     raise ValueError("expected a dict of names, without a colon, and passwords, neither of them empty")
 
 
-def _tokens(value: Any) -> tuple[str, ...]:
-    tokens = [value] if isinstance(value, str) else value
-    if isinstance(tokens, Iterable):
-        found = tuple(tokens)
-        if all(isinstance(token, str) and len(token) >= _LEAST_TOKEN for token in found):
-            return cast("tuple[str, ...]", found)
-    raise ValueError(f"expected strings of {_LEAST_TOKEN} characters or more")
+def _tokens(value: Any) -> dict[str, str | None]:
+    named: list[tuple[Any, Any]]
+    match value:
+        case str():
+            named = [(None, value)]
+        case Mapping():
+            named = list(value.items())
+        case Iterable():
+            named = [(None, token) for token in value]
+        case _:
+            named = [(None, None)]
+    if all(
+        isinstance(token, str) and len(token) >= _LEAST_TOKEN and (name is None or (isinstance(name, str) and name))
+        for name, token in named
+    ):
+        return {token: name for name, token in named}
+    # The value is not shown: it holds tokens.
+    raise ValueError(f"expected strings of {_LEAST_TOKEN} characters or more, or a dict of names and such strings")
 
 
 def _authorize(value: Any) -> Any:

@@ -166,11 +166,12 @@ class Site:
             RefusedError: The fields do not say what on.
             ReactiveError: What management raises.
         """
-        user: str | None = request.scope.get(USER)
+        by = f"{_who(request) or 'somebody'} (dashboard)"
         request.scope[_ACTING] = True
         try:
-            hands = Hands(self.runtime, f"{user or 'somebody'} (dashboard)", self.source.send_entry)
-            return actions.perform(hands, action, fields)
+            done = actions.perform(Hands(self.runtime, by, self.source.send_entry), action, fields)
+            logger.info("done by hand", extra={"action": action.value, "by": by, "done": done.sentence})
+            return done
         finally:
             self.recent.forget()
 
@@ -233,6 +234,12 @@ def body_of(request: Request) -> bytes:
     """Return the body that the guard has read."""
     body: bytes = request.scope[BODY]
     return body
+
+
+def _who(request: Request) -> str | None:
+    """Return who asks: by the dashboard's credentials, or by those of the application that it is mounted in."""
+    user = request.scope.get(USER) or getattr(request.scope.get("user"), "display_name", None)
+    return str(user) if user else None
 
 
 def _doubt(request: Request) -> str:

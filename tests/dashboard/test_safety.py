@@ -11,10 +11,13 @@ from urllib.parse import quote
 
 import pytest
 from bson import SON
+from celery import Celery
 from pymongo.database import Database
+from starlette.authentication import SimpleUser
 from starlette.requests import Request
+from starlette.testclient import TestClient
 
-from celery_reactive import ConfigurationError
+from celery_reactive import ConfigurationError, Reactive
 from celery_reactive.core.states import RecordState
 from celery_reactive.dashboard.access import Action
 from celery_reactive.dashboard.guard import MOST_BYTES
@@ -25,6 +28,20 @@ from tests.dashboard.conftest import FAILED_ID, SECRET, MakeClient, Shop
 TOKEN = "0123456789abcdef"  # noqa: S105 -- a test's own
 PASSWORD = "correct horse: battery"  # noqa: S105 -- a test's own
 OWN = {"sec-fetch-site": "same-origin"}
+LOOKING = [
+    "/",
+    "/records?task=sync",
+    f"/record?task=sync&doc_id={FAILED_ID}",
+    "/errors",
+    "/planner",
+    "/operations",
+    "/schedule",
+    "/confirm/retry?task=sync",
+    "/api/v1/status",
+    "/api/v1/activity",
+    "/api/v1/planner",
+    "/api/v1/schedule",
+]
 PUBLIC: dict[str, Any] = {"base_url": "https://dash.example.org", "client": ("203.0.113.9", 40000)}
 
 
@@ -59,6 +76,54 @@ def test_users_and_tokens_are_let_in(make_client: MakeClient) -> None:
     client = make_client(**PUBLIC, users={"ops": PASSWORD}, tokens=[TOKEN])
     assert client.get("/", headers=basic("ops", PASSWORD)).status_code == 200
     assert client.get("/api/v1/status", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+class _Signed:
+    """An application that knows who asks, as Starlette's middleware tells it."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass the request on."""
+        await self._inner({**scope, "user": SimpleUser("maria")}, receive, send)
+
+
+def test_what_was_done_names_who_did_it(make_client: MakeClient, shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """B-57: by user, by the name of a token, by the user of the application around it; in the list and in the log."""
+    caplog.set_level(logging.INFO, "celery_reactive.dashboard")
+    client = make_client(**PUBLIC, users={"ops": PASSWORD}, tokens={"deploy-bot": TOKEN})
+    everything = {"all": True}
+    bearer = {"authorization": f"Bearer {TOKEN}"}
+    assert client.post("/api/v1/retry", json=everything, headers=basic("ops", PASSWORD)).status_code == 200
+    assert client.post("/api/v1/retry", json=everything, headers=bearer).status_code == 200
+    assert client.post("/api/v1/pause", json={"task": "sync"}, headers=bearer).status_code == 200
+    around = TestClient(_Signed(shop.reactive.dashboard(authorize=lambda _: "all")), base_url="http://localhost")
+    assert around.post("/api/v1/retry", json=everything).status_code == 200
+    found = client.get("/api/v1/operations", headers=bearer).json()["items"]
+    assert [one["by"] for one in found] == ["maria (dashboard)", "deploy-bot (dashboard)", "ops (dashboard)"]
+    logged = [one.__dict__ for one in caplog.records if one.getMessage() == "done by hand"]
+    assert [(one["action"], one["by"]) for one in logged] == [
+        ("retry", "ops (dashboard)"),
+        ("retry", "deploy-bot (dashboard)"),
+        ("pause", "deploy-bot (dashboard)"),
+        ("retry", "maria (dashboard)"),
+    ]
+
+
+@pytest.mark.parametrize("path", LOOKING)
+def test_looking_writes_nothing(visitor: TestClient, app: Celery, path: str) -> None:
+    """B-57: a role that may only read suffices for whoever only looks."""
+    app.conf.beat_schedule = {"nightly": {"task": "shop.sync", "schedule": 86400.0}}
+    database = Reactive.of(app).runtime.connection.database()
+    database.command("profile", 2)
+    try:
+        assert visitor.get(path).status_code == 200
+    finally:
+        database.command("profile", 0)
+    writes = {"op": {"$in": ["insert", "update", "remove"]}, "ns": {"$not": {"$regex": "system.profile$"}}}
+    assert list(database["system.profile"].find(writes)) == []
+    assert database["system.profile"].count_documents({}) > 0
 
 
 @pytest.mark.parametrize(
@@ -347,7 +412,7 @@ def test_an_options_mistake_is_an_error_at_once(shop: Shop) -> None:
         [
             ("usrs", {}),
             ("users", {"ops": ""}),
-            ("tokens", ["short"]),
+            ("tokens", {"bot": "short"}),
             ("flower_url", "javascript:alert(1)"),
             ("refresh_seconds", -1),
         ]
