@@ -15,7 +15,7 @@ from celery import Celery
 from click import Argument
 from click.testing import CliRunner, Result
 
-from celery_reactive import Reactive, cli, reactive_task
+from celery_reactive import Reactive, cli
 from celery_reactive.cli.project import TaskName
 from celery_reactive.core.outcome import Exhausted, Failure
 from celery_reactive.core.redaction import MASK
@@ -23,7 +23,8 @@ from celery_reactive.core.states import RecordState
 from celery_reactive.management import operations
 from celery_reactive.store import unplanned
 from tests.docs.tables import leaves
-from tests.integration.bench import TOOK, Bench, Document
+from tests.integration.bench import TOOK, Bench
+from tests.integration.shop import on, shop_app
 
 Typed = Callable[..., Result]
 
@@ -31,21 +32,11 @@ Typed = Callable[..., Result]
 @pytest.fixture
 def app(mongodb_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     """An app in a module `typed_proj`, whose tasks `sync` and `index` watch orders."""
-    app = Celery("typed_proj", broker="memory://", set_as_current=False)
-    app.conf.reactive_mongodb_url = mongodb_url
-    app.conf.reactive_batch_size = 3
-
-    def handler(ctx: Any) -> None:
-        """Never called here."""
-
-    for name in ("sync", "index"):
-        options: dict[str, Any] = {"filter": {"on": True}, "watch_projection": {"v": 1}, "debounce": 0}
-        reactive_task(collection="orders", task=name, **options)(app.task(handler, name=f"shop.{name}", shared=False))
-    module = types.ModuleType("typed_proj")
-    module.app = app  # type: ignore[attr-defined]  # as the user's module has it
-    monkeypatch.setitem(sys.modules, "typed_proj", module)
-    yield app
-    Reactive.of(app).runtime.connection.close()
+    with shop_app(mongodb_url, sync="orders", index="orders") as app:
+        module = types.ModuleType("typed_proj")
+        module.app = app  # type: ignore[attr-defined]  # as the user's module has it
+        monkeypatch.setitem(sys.modules, "typed_proj", module)
+        yield app
 
 
 @pytest.fixture
@@ -65,11 +56,6 @@ def typed(sync: Bench) -> Typed:  # noqa: ARG001 -- it makes the collections
         return CliRunner().invoke(command, ["-A", "typed_proj", *words], input=answer, auto_envvar_prefix="CELERY")
 
     return run
-
-
-def on(doc_id: Any, **fields: Any) -> Document:
-    """Return a document that matches."""
-    return {"_id": doc_id, "on": True, "v": 1, **fields}
 
 
 def fail(bench: Bench, *doc_ids: Any, message: str = "502 Bad Gateway") -> None:

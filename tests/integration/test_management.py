@@ -15,13 +15,14 @@ from bson.datetime_ms import DatetimeMS
 from celery import Celery
 from pymongo.collection import Collection
 
-from celery_reactive import Page, Reactive, TaskRecord, reactive_task, signals
+from celery_reactive import Page, Reactive, TaskRecord, signals
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.states import RecordState
 from celery_reactive.errors import ConfigurationError, ForeignRecordsError, StatementFailedError, UnknownTaskError
 from celery_reactive.management import listing
 from celery_reactive.store import definitions, records, unplanned
-from tests.integration.bench import Bench, Document
+from tests.integration.bench import Bench
+from tests.integration.shop import on, shop_app
 
 AWKWARD_IDS: list[Any] = [
     0,
@@ -48,18 +49,8 @@ AWKWARD_IDS: list[Any] = [
 @pytest.fixture
 def app(mongodb_url: str) -> Iterator[Celery]:
     """An app as its module leaves it, not finalized: `sync` and `index` watch orders, and `mail` watches customers."""
-    app = Celery("shop", broker="memory://", set_as_current=False)
-    app.conf.reactive_mongodb_url = mongodb_url
-    app.conf.reactive_batch_size = 3
-
-    def handler(ctx: Any) -> None:
-        """Never called here."""
-
-    for name, collection in (("sync", "orders"), ("index", "orders"), ("mail", "customers")):
-        options: dict[str, Any] = {"filter": {"on": True}, "watch_projection": {"v": 1}, "debounce": 0}
-        reactive_task(collection=collection, task=name, **options)(app.task(handler, name=f"shop.{name}", shared=False))
-    yield app
-    Reactive.of(app).runtime.connection.close()
+    with shop_app(mongodb_url, sync="orders", index="orders", mail="customers") as app:
+        yield app
 
 
 @pytest.fixture
@@ -85,11 +76,6 @@ def index(reactive: Reactive) -> Bench:
 def mail(reactive: Reactive) -> Bench:
     """A workbench for the records of `mail`, in another collection."""
     return Bench(reactive.runtime.connection, reactive.registry.get("mail"))
-
-
-def on(doc_id: Any, **fields: Any) -> Document:
-    """Return a document that matches."""
-    return {"_id": doc_id, "on": True, "v": 1, **fields}
 
 
 def ids(page: Page) -> list[Any]:

@@ -8,15 +8,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from celery import Celery
 
-from celery_reactive import Reactive, reactive_task, signals
+from celery_reactive import Reactive, signals
 from celery_reactive.core.states import RecordState
 from celery_reactive.errors import ConfigurationError, StoreUnavailableError, UnknownTaskError
 from celery_reactive.management import operations
 from celery_reactive.management.operations import Action
 from celery_reactive.store.operations import OperationState, take
-from tests.integration.bench import Bench, Document
+from tests.integration.bench import Bench
+from tests.integration.shop import on, shop_app
 
 FAILED, PENDING = RecordState.FAILED, RecordState.PENDING
 
@@ -24,20 +24,9 @@ FAILED, PENDING = RecordState.FAILED, RecordState.PENDING
 @pytest.fixture
 def reactive(mongodb_url: str) -> Iterator[Reactive]:
     """The handle of an app whose tasks `sync` and `index` watch orders, in pages of three."""
-    app = Celery("shop", broker="memory://", set_as_current=False)
-    app.conf.reactive_mongodb_url = mongodb_url
-    app.conf.reactive_batch_size = 3
-
-    def handler(ctx: Any) -> None:
-        """Never called here."""
-
-    for name in ("sync", "index"):
-        options: dict[str, Any] = {"filter": {"on": True}, "watch_projection": {"v": 1}, "debounce": 0}
-        reactive_task(collection="orders", task=name, **options)(app.task(handler, name=f"shop.{name}", shared=False))
-    app.finalize()
-    handle = Reactive.of(app)
-    yield handle
-    handle.runtime.connection.close()
+    with shop_app(mongodb_url, sync="orders", index="orders") as app:
+        app.finalize()
+        yield Reactive.of(app)
 
 
 @pytest.fixture
@@ -50,11 +39,6 @@ def sync(reactive: Reactive) -> Bench:
 def index(reactive: Reactive) -> Bench:
     """A workbench for the records of `index`."""
     return Bench(reactive.runtime.connection, reactive.registry.get("index"))
-
-
-def on(doc_id: Any, **fields: Any) -> Document:
-    """Return a document that matches."""
-    return {"_id": doc_id, "on": True, "v": 1, **fields}
 
 
 def fail(bench: Bench, *doc_ids: Any) -> None:
