@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import inspect
 import logging
 import os
@@ -31,7 +32,17 @@ from celery.utils.time import maybe_make_aware
 
 from celery_reactive.core.duration import LONGEST
 from celery_reactive.core.message import MessageError, Named, is_reactive, shown_ids, unpack
-from celery_reactive.core.outcome import Completed, Deferred, Errored, Exhausted, GivenBack, Outcome, Overtaken, Skipped
+from celery_reactive.core.outcome import (
+    Completed,
+    Deferred,
+    Errored,
+    Exhausted,
+    Failure,
+    GivenBack,
+    Outcome,
+    Overtaken,
+    Skipped,
+)
 from celery_reactive.core.record import id_to_text
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreUnavailableError
@@ -339,9 +350,9 @@ class ReactiveMixin(Task):
             case Ignore() if run.overtaken is None and not run.completed:
                 return error, Skipped(str(error) or "the handler raised Ignore", run.took)
             case Reject(requeue=True):
-                return error, outcome_of_error(run, error, retry_in=timedelta(0))
+                return error, _with_reason(outcome_of_error(run, error, retry_in=timedelta(0)), error)
             case Reject():
-                return error, without_retry(outcome_of_error(run, error))
+                return error, without_retry(_with_reason(outcome_of_error(run, error), error))
             case _:
                 outcome = outcome_of_error(run, error)
                 return error, without_retry(outcome) if run.given_up else outcome
@@ -428,6 +439,14 @@ def _plain(cause: BaseException | None) -> BaseException | None:
             return RuntimeError(f"cancelled: {cause!r}")
         case _:
             return cause
+
+
+def _with_reason(outcome: Outcome, error: Reject) -> Outcome:
+    """Keep what a rejection says for its reason: Celery's own text of it is a tuple."""
+    if error.reason is None or not isinstance(outcome, Errored | Exhausted):
+        return outcome
+    message = Failure.of(RuntimeError(error.reason)).message
+    return dataclasses.replace(outcome, error=dataclasses.replace(outcome.error, message=message))
 
 
 def _nothing_to_tell() -> Any:

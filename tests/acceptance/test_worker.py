@@ -342,8 +342,8 @@ def test_completing_in_a_transaction_goes_with_it(shop: Shop) -> None:
         ("enormous", "pending", 1, None),
         ("spent", "failed", 1, "'spent'"),
         ("ignore", "completed", 1, None),
-        ("reject", "failed", 1, None),
-        ("requeue", "pending", 1, None),
+        ("reject", "failed", 1, "no"),
+        ("requeue", "pending", 1, "later"),
         ("replace", "pending", 1, None),
     ],
 )

@@ -123,7 +123,7 @@ def test_a_task_must_say_so(make_bench: MakeBench, run_all: RunAll) -> None:
     """B-63: nothing is kept otherwise, and asking says what to do."""
     bench = make_bench(watch_projection={"v": 1})
     bench.plan(document(1))
-    with pytest.raises(ConfigurationError, match="say track_changes=True in the declaration of shop.sync"):
+    with pytest.raises(ConfigurationError, match="say track_changes=True in the declaration"):
         run_all(bench, 1)
     bench.make_due(1)
     bench.complete(*bench.claim(1))
