@@ -253,7 +253,8 @@ def _of_record(seen: _Situation) -> Iterator[Reason]:
             yield _completed(record, books)
         case RecordState.FAILED:
             text = (
-                f"It failed after {record.attempts} attempts at {_moment(record.last_finalized_at)}: "
+                f"It failed after {attempts} at {_moment(record.last_finalized_at)}: "
+            attempts = "1 attempt" if record.attempts == 1 else f"{record.attempts} attempts"
                 f"{_short(record.last_error)}. It runs again when the document changes, or is retried by hand."
             )
             yield Reason("failed", text)

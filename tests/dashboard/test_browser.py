@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from celery_reactive.core.states import RecordState
 from tests.dashboard.conftest import FAILED_ID, SECRET, Serve, Shop, document
@@ -97,6 +97,25 @@ def test_a_phone_shows_every_page_without_scrolling_sideways(open_page: Open) ->
         wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
         assert not wide, path
         assert violations(page) == [], path
+
+
+def is_beside(one: Locator) -> bool:
+    """Whether part of what is shown is left or right of a phone's screen."""
+    expect(one).to_be_visible()
+    box = one.bounding_box()
+    return box is None or box["x"] < 0 or box["x"] + box["width"] > PHONE["width"]
+
+
+def test_on_a_phone_nothing_is_beside_the_screen(open_page: Open) -> None:
+    """B-57: what a table holds, and what can be done about it, is seen without moving it sideways."""
+    page = open_page(viewport=PHONE)
+    page.locator("#menu-2 summary").click()
+    wanted = [page.locator("#menu-2").get_by_text(name) for name in ("Pause", "Trigger a document", "Reconcile")]
+    wanted.append(page.locator(".tasks .count.bad"))
+    assert [is_beside(one) for one in wanted] == [False] * 4
+    page.goto(page.url.rstrip("/") + "/records?status=failed")
+    assert not is_beside(page.locator(".records .error").nth(1))
+    assert not is_beside(page.locator(".records .badge").first)
 
 
 def test_the_charts_are_drawn_and_say_what_they_cover(open_page: Open) -> None:

@@ -251,6 +251,7 @@ def test_a_task_is_paused_throttled_limited_and_resumed(visitor: TestClient, sho
     assert "throttled until" in text_of(visitor.get("/planner").text)
     act(visitor, "limit", task="mail", rate="100/m", concurrency="4", priority="")
     assert "4 at a time" in text_of(visitor.get("/").text)
+    assert "mail at most 100/m 4 at a time set by hand" in text_of(visitor.get("/planner").text)
     (mail,) = [task for task in shop.reactive.status().tasks if task.task == "mail"]
     assert (mail.rate_limit, mail.max_concurrency) == ("100/m", 4)
 

@@ -13,10 +13,13 @@
     if (seconds < 120) return (Math.round(seconds * 10) / 10) + " s";
     return seconds < 7200 ? Math.round(seconds / 60) + " min" : Math.round(seconds / 3600) + " h";
   }
+  function clock(plot, moments) {
+    return moments.map(function (moment) { return new Date(moment * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" }); });
+  }
   function axes(format) {
     const line = { stroke: colour("--line"), width: 1 };
     const axis = { stroke: colour("--quiet"), grid: line, ticks: line, font: "11px system-ui, sans-serif" };
-    return [Object.assign({}, axis), Object.assign({ size: 56, values: function (plot, values) { return values.map(format); } }, axis)];
+    return [Object.assign({ values: clock }, axis), Object.assign({ size: 56, values: function (plot, values) { return values.map(format); } }, axis)];
   }
   function series(label, name, format, more) {
     return Object.assign({ label: label, stroke: colour(name), width: 1.5, points: { show: false }, value: function (plot, value) { return value === null || value === undefined ? "–" : format(value); } }, more);
@@ -24,7 +27,7 @@
   function draw(id, data, lines, format, range) {
     const target = document.getElementById(id);
     const options = {
-      width: target.clientWidth, height: 190, series: [{ value: function (plot, value) { return value ? new Date(value * 1000).toLocaleTimeString() : "–"; } }].concat(lines),
+      width: target.clientWidth, height: 190, series: [{ value: function (plot, value) { return value ? new Date(value * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "medium", hourCycle: "h23" }) : "–"; } }].concat(lines),
       axes: axes(format), scales: { y: { range: range } }, legend: { live: true }, cursor: { y: false, drag: { setScale: false } },
     };
     target.replaceChildren();
@@ -53,7 +56,7 @@
       series("took p50", "--run", length),
     ], length, fromZero(0.02));
     const failed = steps.reduce(function (sum, step) { return sum + step.failed; }, 0);
-    document.getElementById("runs-note").textContent = "per " + length(found.step_seconds) + "; " + found.runs.toLocaleString() + " in all, " + failed.toLocaleString() + " failed";
+    document.getElementById("runs-note").textContent = "per " + (found.step_seconds === 60 ? "minute" : length(found.step_seconds)) + "; " + found.runs.toLocaleString() + " in all, " + failed.toLocaleString() + " failed";
     document.getElementById("times-note").textContent = "p50 and p95";
     document.getElementById("charts-cover").textContent = covers(found);
   }

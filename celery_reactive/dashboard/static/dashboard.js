@@ -134,6 +134,8 @@
   document.getElementById("theme-switch").addEventListener("click", switchTheme);
   document.getElementById("help-switch").addEventListener("click", function () { help.showModal(); });
   if (liveSwitch) liveSwitch.addEventListener("click", switchLive);
+  const here = document.querySelector("header nav [aria-current]");
+  if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.offsetLeft - 60;
   showLive();
   countSelected();
   if (seconds) setInterval(update, seconds * 1000);
