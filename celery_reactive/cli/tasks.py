@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -51,10 +52,19 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 background_option = click.option(
     "--background", is_flag=True, help="Leave it to the leading planner, and return at once."
 )
-all_option = click.option(
-    "--all", "everything", is_flag=True, help="All records of all tasks, where no filter is given."
+_BULK = (
+    filter_options,
+    click.option("--all", "everything", is_flag=True, help="All records of all tasks, where no filter is given."),
+    click.option("--limit", type=click.IntRange(1), help="Change so many at most."),
+    yes_option,
+    background_option,
+    json_option,
 )
-limit_option = click.option("--limit", type=click.IntRange(1), help="Change so many at most.")
+
+
+def _of_many_records(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give *command* the options of a change of many records."""
+    return functools.reduce(lambda inner, option: option(inner), reversed(_BULK), command)
 
 
 class Length(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.2
@@ -165,29 +175,19 @@ def explain(ctx: click.Context, *, task: str, doc_id: Any, as_json: bool, show_s
 
 
 @tasks.command()
-@filter_options
-@all_option
-@limit_option
-@yes_option
-@background_option
-@json_option
+@_of_many_records
 @click.pass_context
-def retry(ctx: click.Context, /, *, chosen: dict[str, Any], **options: Any) -> None:
+def retry(ctx: click.Context, /, **options: Any) -> None:
     """Make records pending now; running ones run again after."""
-    _change(ctx, Action.RETRY, chosen, **options)
+    _change(ctx, Action.RETRY, **options)
 
 
 @tasks.command()
-@filter_options
-@all_option
-@limit_option
-@yes_option
-@background_option
-@json_option
+@_of_many_records
 @click.pass_context
-def discard(ctx: click.Context, /, *, chosen: dict[str, Any], **options: Any) -> None:
+def discard(ctx: click.Context, /, **options: Any) -> None:
     """End pending and failed records without a run."""
-    _change(ctx, Action.DISCARD, chosen, **options)
+    _change(ctx, Action.DISCARD, **options)
 
 
 @tasks.command()
@@ -219,8 +219,8 @@ def purge(ctx: click.Context, /, *, task: str, yes: bool, background: bool, as_j
 def _change(
     ctx: click.Context,
     action: Action,
-    chosen: dict[str, Any],
     *,
+    chosen: dict[str, Any],
     everything: bool,
     limit: int | None,
     yes: bool,

@@ -93,6 +93,25 @@ class Project:
         """Start `celery-reactive -A proj reconcile`."""
         return self._command("reconcile", "reconcile", *options)
 
+    def run(self, *words: str, said: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run `celery-reactive -A proj …` to its end; *said* is what is typed when it asks."""
+        return self.run_program(
+            sys.executable, "-m", "celery_reactive.cli", "-A", "proj", *words, said=said, **environment
+        )
+
+    def run_program(self, *command: str, said: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run any program in the project's folder to its end."""
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**os.environ, **self.environment, "PYTHONPATH": str(self.folder), **environment},
+            input=said,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
     def _command(self, name: str, *arguments: str) -> Process:
         return self._start(name, [sys.executable, "-m", "celery_reactive.cli", "-A", "proj", *arguments], name)
 

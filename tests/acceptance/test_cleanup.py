@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,20 +16,6 @@ def shop(project: Project) -> Project:
     """The project with the tasks of this test."""
     (project.folder / "proj.py").write_text(TASKS.read_text())
     return project
-
-
-def reactive(project: Project, *arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command of `celery-reactive` to its end, and answer its question with *said*."""
-    return subprocess.run(
-        [sys.executable, "-m", "celery_reactive.cli", "-A", "proj", *arguments],
-        cwd=project.folder,
-        env={**os.environ, **project.environment, "PYTHONPATH": str(project.folder)},
-        input=said,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def count(project: Project, task: str, **wanted: str) -> int:
@@ -83,26 +66,26 @@ def test_purging_shows_the_count_and_asks(shop: Project) -> None:
     del shop.environment["FORMER"]
     shop.database.jobs.delete_many({"_id": {"$in": [0, 1]}})
 
-    assert reactive(shop, "cleanup").stdout == "2 records removed\n"
+    assert shop.run("cleanup").stdout == "2 records removed\n"
     assert count(shop, "job") == 3
     assert count(shop, "report") == count(shop, "former") == 5
 
-    refused = reactive(shop, "tasks", "purge", "report")
+    refused = shop.run("tasks", "purge", "report")
     assert refused.returncode == 2
     assert "--gone or --left" in refused.stderr
-    wrong = reactive(shop, "tasks", "purge", "report", "--gone", "--older-than", "soon")
+    wrong = shop.run("tasks", "purge", "report", "--gone", "--older-than", "soon")
     assert wrong.returncode == 2
     assert "expected a timedelta" in wrong.stderr
-    unsure = reactive(shop, "tasks", "purge", "report", "--gone", said="n\n")
+    unsure = shop.run("tasks", "purge", "report", "--gone", said="n\n")
     assert unsure.returncode == 1
     assert "Remove 2 records?" in unsure.stderr
     assert count(shop, "report") == 5
-    assert "0 records removed" in reactive(shop, "tasks", "purge", "report", "--gone", "--older-than", "1d").stdout
-    assert "2 records removed" in reactive(shop, "tasks", "purge", "report", "--gone", said="y\n").stdout
+    assert "0 records removed" in shop.run("tasks", "purge", "report", "--gone", "--older-than", "1d").stdout
+    assert "2 records removed" in shop.run("tasks", "purge", "report", "--gone", said="y\n").stdout
     assert count(shop, "report") == 3
 
-    assert reactive(shop, "tasks", "purge", "former", "--yes").stdout == "5 records removed\n"
+    assert shop.run("tasks", "purge", "former", "--yes").stdout == "5 records removed\n"
     assert count(shop, "former") == 0
-    unknown = reactive(shop, "tasks", "purge", "former", "--yes")
-    assert unknown.returncode == 1
+    unknown = shop.run("tasks", "purge", "former", "--yes")
+    assert unknown.returncode == 2
     assert "known: job, report" in unknown.stderr

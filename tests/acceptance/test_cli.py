@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -33,19 +32,6 @@ needs_entry_point = pytest.mark.skipif(
 )
 
 
-def run(project: Project, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run *command* in the project's folder to its end."""
-    return subprocess.run(
-        command,
-        cwd=project.folder,
-        env={**os.environ, **project.environment, "PYTHONPATH": str(project.folder), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def rewrite(project: Project, text: str) -> None:
     """Put *text* in the place of the project's module."""
     (project.folder / "proj.py").write_text(text)
@@ -61,7 +47,7 @@ def test_status_tells_leader_queues_and_workers(project: Project) -> None:
     project.database.jobs.insert_many([{"_id": 1, "do": "nothing"}, {"_id": 2, "do": "fail"}])
     project.wait_until(lambda: project.record("job", 1).get("status") == "completed")
     project.wait_until(lambda: project.record("job", 2).get("status") == "failed")
-    ended = run(project, *REACTIVE, "-A", "proj", "status", "--json")
+    ended = project.run("status", "--json")
     assert ended.returncode == 0, ended.stderr
     status = json.loads(ended.stdout)
     job = next(task for task in status["tasks"] if task["task"] == "job")
@@ -73,14 +59,14 @@ def test_status_tells_leader_queues_and_workers(project: Project) -> None:
     assert (job["counts"]["completed"], job["counts"]["failed"], job["counts"]["pending"]) == (1, 1, 0)
     assert job["generation"] == job["reconciled_generation"] == 1
     assert status["workers"] == ["w1@here"]
-    shown = run(project, *REACTIVE, "-A", "proj", "status").stdout
+    shown = project.run("status").stdout
     assert "one, term 1" in shown
     assert f"{project.database.name}.jobs" in shown
 
 
 def test_status_before_any_planner_says_what_to_start(project: Project) -> None:
     """A new project's first look is an answer, not an error."""
-    ended = run(project, *REACTIVE, "-A", "proj", "status")
+    ended = project.run("status")
     assert ended.returncode == 0, ended.stderr
     assert "start `celery-reactive planner`" in ended.stdout
     assert "no planner has seen it yet" in ended.stdout
@@ -89,24 +75,24 @@ def test_status_before_any_planner_says_what_to_start(project: Project) -> None:
 def test_status_shows_the_controls_in_force(project: Project) -> None:
     """B-53: a paused task is not mistaken for a stuck one."""
     project.database["_celery_reactive"].insert_one({"_id": {"k": "task", "t": "job"}, "task": "job", "paused": True})
-    assert "paused" in run(project, *REACTIVE, "-A", "proj", "status").stdout
+    assert "paused" in project.run("status").stdout
 
 
 def test_limits_are_set_by_hand(project: Project) -> None:
     """B-58: until they are set again, and `status` shows them."""
-    ended = run(project, *REACTIVE, "-A", "proj", "limit", "job", "--rate", "100/m", "--concurrency", "5")
+    ended = project.run("limit", "job", "--rate", "100/m", "--concurrency", "5")
     assert ended.stdout == "job: rate 100/m, concurrency 5, priority declared\n"
-    assert "at most 100/m, set by hand" in run(project, *REACTIVE, "-A", "proj", "status").stdout
-    ended = run(project, *REACTIVE, "-A", "proj", "limit", "job", "--rate", "declared", "--concurrency", "unlimited")
+    assert "at most 100/m, set by hand" in project.run("status").stdout
+    ended = project.run("limit", "job", "--rate", "declared", "--concurrency", "unlimited")
     assert ended.stdout == "job: rate declared, concurrency unlimited, priority declared\n"
-    ended = run(project, *REACTIVE, "-A", "proj", "limit", "job", "--priority", "ten")
+    ended = project.run("limit", "job", "--priority", "ten")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "priority: expected an integer from 0 to 9, got 'ten'" in ended.stderr
 
 
 def test_the_app_may_come_from_the_environment(project: Project) -> None:
     """`celery-reactive status` is enough where CELERY_APP is set."""
-    assert run(project, *REACTIVE, "status", CELERY_APP="proj").returncode == 0
+    assert project.run_program(*REACTIVE, "status", CELERY_APP="proj").returncode == 0
 
 
 def test_failures_are_listed_with_document_and_reason(project: Project) -> None:
@@ -121,11 +107,11 @@ def test_failures_are_listed_with_document_and_reason(project: Project) -> None:
             "tries": 2,
         },
     )
-    shown = run(project, *REACTIVE, "-A", "proj", "failures")
+    shown = project.run("failures")
     assert "[boom] too large" in shown.stdout
-    (failure,) = json.loads(run(project, *REACTIVE, "-A", "proj", "failures", "--json", "--task", "job").stdout)
+    (failure,) = json.loads(project.run("failures", "--json", "--task", "job").stdout)
     assert failure["key"] == {"task": "job", "doc_id": 7}
-    unknown = run(project, *REACTIVE, "-A", "proj", "failures", "--task", "jop")
+    unknown = project.run("failures", "--task", "jop")
     assert unknown.returncode == 2
     assert "did you mean 'job'" in unknown.stderr
 
@@ -143,8 +129,8 @@ def test_a_reader_that_goes_away_is_no_failure_to_tell_of(words: tuple[str, ...]
 @needs_entry_point
 def test_celery_has_the_same_commands(project: Project) -> None:
     """`celery -A proj reactive …` is `celery-reactive -A proj …`."""
-    assert json.loads(run(project, *CELERY_REACTIVE, "status", "--json").stdout)["group"] == "default"
-    wrong = run(project, *CELERY_REACTIVE, "plannr")
+    assert json.loads(project.run_program(*CELERY_REACTIVE, "status", "--json").stdout)["group"] == "default"
+    wrong = project.run_program(*CELERY_REACTIVE, "plannr")
     assert wrong.returncode == 2
     assert "planner" in wrong.stderr
 
@@ -169,7 +155,7 @@ def test_the_shell_completes_commands_options_and_tasks(
     """As click's completion asks a program; the names of tasks come from the project."""
     program = str(Path(sys.executable).with_name(typed.partition(" ")[0]))
     completing = {variable: "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
-    answer = run(project, program, **completing)
+    answer = project.run_program(program, **completing)
     assert {line.partition(",")[2] for line in answer.stdout.split()} == offered, answer.stderr
 
 
@@ -197,7 +183,7 @@ def test_an_app_that_cannot_be_loaded_is_told_in_one_message(
 ) -> None:
     """Wrong names are wrong use (2), code that raises is a failure (1) and named with its line."""
     rewrite(project, text)
-    ended = run(project, *REACTIVE, "-A", app, "status")
+    ended = project.run_program(*REACTIVE, "-A", app, "status")
     assert ended.returncode == code, ended.stderr
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -206,13 +192,13 @@ def test_an_app_that_cannot_be_loaded_is_told_in_one_message(
 def test_a_traceback_is_shown_where_it_is_asked_for(project: Project) -> None:
     """By option or by environment."""
     command = [*REACTIVE, "-A", "proj", "failures", "--task", "jop"]
-    assert "Traceback" in run(project, *command, CELERY_REACTIVE_TRACEBACK="1").stderr
-    assert "Traceback" in run(project, *REACTIVE, "--traceback", *command[len(REACTIVE) :]).stderr
+    assert "Traceback" in project.run_program(*command, CELERY_REACTIVE_TRACEBACK="1").stderr
+    assert "Traceback" in project.run_program(*REACTIVE, "--traceback", *command[len(REACTIVE) :]).stderr
 
 
 def test_a_misspelt_option_is_answered_with_the_right_one(project: Project) -> None:
     """Exit code 2 and a suggestion."""
-    ended = run(project, *REACTIVE, "-A", "proj", "planner", "--grup", "x")
+    ended = project.run("planner", "--grup", "x")
     assert ended.returncode == 2
     assert "--group" in ended.stderr
 
@@ -228,7 +214,7 @@ def test_a_standalone_server_is_refused_with_the_remedy(project: Project, tmp_pa
     options = [f"--dbpath={folder}", f"--port={port}", "--bind_ip=127.0.0.1", "--nounixsocket"]
     with subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as mongod:
         try:
-            ended = run(project, *REACTIVE, "-A", "proj", "planner", MONGODB_URL=f"mongodb://127.0.0.1:{port}/x")
+            ended = project.run("planner", MONGODB_URL=f"mongodb://127.0.0.1:{port}/x")
         finally:
             mongod.kill()
     assert ended.returncode == 1
@@ -247,17 +233,23 @@ def own_servers() -> Iterator[tuple[embedded.MongoServer, embedded.ValkeyServer]
 
 
 @pytest.fixture
-def own_project(tmp_path: Path, own_servers: tuple[embedded.MongoServer, embedded.ValkeyServer]) -> Iterator[Project]:
-    """A project on servers of its own, with a worker and a planner that lead a quiet life."""
+def early(tmp_path: Path, own_servers: tuple[embedded.MongoServer, embedded.ValkeyServer]) -> Iterator[Project]:
+    """A project of which nothing runs yet, on servers of its own."""
     mongodb, broker = own_servers
     with MongoClient[dict[str, Any]](mongodb.url_of("shop")) as client:
         database: Database[dict[str, Any]] = client.get_default_database()
         project = Project(tmp_path, database, {"MONGODB_URL": mongodb.url_of("shop"), "BROKER_URL": broker.url})
-        project.worker("--concurrency", "1")
-        project.planner("one")
-        handle(project, "first")
         yield project
         project.stop()
+
+
+@pytest.fixture
+def own_project(early: Project) -> Project:
+    """A project on servers of its own, with a worker and a planner that lead a quiet life."""
+    early.worker("--concurrency", "1")
+    early.planner("one")
+    handle(early, "first")
+    return early
 
 
 def handle(project: Project, doc_id: str) -> None:
@@ -279,17 +271,6 @@ def test_a_frozen_mongodb_is_waited_out(
     finally:
         mongodb.resume()
     handle(own_project, "after")
-
-
-@pytest.fixture
-def early(tmp_path: Path, own_servers: tuple[embedded.MongoServer, embedded.ValkeyServer]) -> Iterator[Project]:
-    """A project of which nothing runs yet, on servers of its own."""
-    mongodb, broker = own_servers
-    with MongoClient[dict[str, Any]](mongodb.url_of("shop")) as client:
-        database: Database[dict[str, Any]] = client.get_default_database()
-        project = Project(tmp_path, database, {"MONGODB_URL": mongodb.url_of("shop"), "BROKER_URL": broker.url})
-        yield project
-        project.stop()
 
 
 def health_of(port: int) -> dict[str, int]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +45,7 @@ def sent(planner: Process, task: str) -> int:
 
 def limit(project: Project, *options: str) -> None:
     """Run `celery-reactive limit`."""
-    subprocess.run(
-        [sys.executable, "-m", "celery_reactive.cli", "-A", "proj", "limit", *options],
-        cwd=project.folder,
-        env={**os.environ, **project.environment, "PYTHONPATH": str(project.folder)},
-        timeout=60,
-        check=True,
-    )
+    project.run("limit", *options).check_returncode()
 
 
 def test_a_rate_holds_for_all_workers_and_is_used_up(shop: Project) -> None:

@@ -6,7 +6,6 @@ import itertools
 import os
 import signal
 import socket
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -70,19 +69,6 @@ def scrape(port: int) -> Values:
     return read(text) if status == 200 else {}
 
 
-def command(project: Project, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of `celery-reactive` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "celery_reactive.cli", *arguments],
-        cwd=project.folder,
-        env={**os.environ, **project.environment, "PYTHONPATH": str(project.folder), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def put(project: Project, **number: int) -> None:
     """Insert so many documents for each thing that a run shall do."""
     project.database.jobs.insert_many([{"do": do} for do, times in number.items() for _ in range(times)])
@@ -114,7 +100,7 @@ def test_a_planner_answers_for_the_whole_system(shop: Project, port: int) -> Non
     assert (value(values, "last_reconciliation_timestamp_seconds") or 0) > 0
     assert (value(values, "oplog_window_seconds") or 0) > 0
     shop.wait_until(lambda: value(scrape(port), "change_stream_lag_seconds") == 0)
-    said = command(shop, "-A", "proj", "metrics")
+    said = shop.run("metrics")
     assert runs(read(said.stdout), "success") == 4, said.stderr
     everything = {family.name for family in text_string_to_metric_families(said.stdout)}
     missing = {metric.name for metric in METRICS if metric.full_name.removesuffix("_total") not in everything}
@@ -188,7 +174,7 @@ def test_a_leader_and_a_stand_by_are_ready(shop: Project, port: int) -> None:
     assert value(scrape(other), "planner_leader", group="default") == 0
     assert ask(port, "/healthz") == (200, "ok\n")
     assert ask(port, "/")[0] == 404
-    refused = command(shop, "-A", "proj", "planner", "--metrics-port", str(port))
+    refused = shop.run("planner", "--metrics-port", str(port))
     assert refused.returncode == 1
     assert f"free port, got 127.0.0.1:{port}" in refused.stderr
 
@@ -250,7 +236,7 @@ def test_switched_off_nothing_is_counted_or_answered(shop: Project, port: int) -
     shop.wait_until(lambda: shop.database["jobs_tasks"].find_one({"status": "completed"}))
     shop.wait_until(lambda: ask(port, "/readyz")[0] == 200)
     assert ask(port, "/metrics")[0] == 404
-    refused = command(shop, "-A", "proj", "metrics")
+    refused = shop.run("metrics")
     assert (refused.returncode, "reactive_metrics_enabled" in refused.stderr) == (1, True)
     assert shop.database["_celery_reactive"].count_documents({"_id.k": "counted"}) == 0
 
@@ -258,7 +244,7 @@ def test_switched_off_nothing_is_counted_or_answered(shop: Project, port: int) -
 def test_what_is_shipped_needs_no_app(shop: Project) -> None:
     """B-57: board and rules are printed wherever the package is installed."""
     for option, said in (("--grafana", '"panels"'), ("--rules", "ReactiveTasksNoLeader")):
-        printed = command(shop, "metrics", option, CELERY_APP="")
+        printed = shop.run_program(sys.executable, "-m", "celery_reactive.cli", "metrics", option, CELERY_APP="")
         assert printed.returncode == 0, printed.stderr
         assert said in printed.stdout
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 from tests.acceptance.project import Project
@@ -16,14 +13,7 @@ PAGE = 5
 
 def leave_to_the_planner(project: Project, *words: str) -> dict[str, Any]:
     """Type a bulk command with --background; return the operation."""
-    begun = subprocess.run(
-        [sys.executable, "-m", "celery_reactive.cli", "-A", "proj", *words, "--yes", "--background", "--json"],
-        cwd=project.folder,
-        env={**os.environ, **project.environment, "PYTHONPATH": str(project.folder)},
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
+    begun = project.run(*words, "--yes", "--background", "--json")
     operation: dict[str, Any] = json.loads(begun.stdout)
     assert operation["state"] == "running"
     return operation

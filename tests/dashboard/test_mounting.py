@@ -138,7 +138,7 @@ def test_an_open_address_needs_credentials(tmp_path: Path, mongodb_url: str, hos
 def test_unreadable_credentials_are_refused_and_not_shown(tmp_path: Path, mongodb_url: str, users: str) -> None:
     """B-57: the message says how they are written."""
     ended = run(tmp_path, mongodb_url, CELERY_REACTIVE_DASHBOARD_USERS=users)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert 'expected "name:password"' in ended.stderr
     assert "secret-word" not in ended.stderr
 
