@@ -17,10 +17,12 @@ from unittest import mock
 from celery import Celery
 
 from celery_reactive.app import Reactive
+from celery_reactive.core.batch import Batch
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.planner import cleanup, dispatch, elect, process, watch
 
 _MOMENT_SECONDS = 0.02
+_COMPANY_WAIT = timedelta(milliseconds=100)
 _WAITS: tuple[tuple[ModuleType, str, Any], ...] = (
     (watch, "_STORE_INTERVAL_SECONDS", _MOMENT_SECONDS),
     (dispatch, "_POLL_SECONDS", 0.1),
@@ -46,8 +48,8 @@ _in_force: list[None] = []
 def fast() -> Iterator[None]:
     """Let the planners of this process not wait, and tasks that `run_inline` starts not debounce, inside the block.
 
-    It goes around `run_inline`. Semantics stay: several quick changes may lead to several runs where a debounce would
-    have made them one.
+    A batch waits a tenth of a second for company at most. It goes around `run_inline`. Semantics stay: several quick
+    changes may lead to several runs where a debounce would have made them one.
     """
     with ExitStack() as changed:
         for module, name, value in _WAITS:
@@ -66,8 +68,13 @@ def at_pace(app: Celery) -> Iterator[None]:
             changed.enter_context(mock.patch.object(module, name, value))
         for task in declared:
             changed.callback(_redeclare, app, task)
-            _redeclare(app, dataclasses.replace(task, debounce=timedelta(0), debounce_max_wait=None))
+            _redeclare(app, _hurried(task))
         yield
+
+
+def _hurried(task: ReactiveTask) -> ReactiveTask:
+    batch = None if task.batch is None else Batch(task.batch.size, min(task.batch.wait, _COMPANY_WAIT))
+    return dataclasses.replace(task, debounce=timedelta(0), debounce_max_wait=None, batch=batch)
 
 
 def _redeclare(app: Celery, task: ReactiveTask) -> None:

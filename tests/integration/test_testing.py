@@ -262,6 +262,18 @@ def test_a_debounce_is_waited_for_where_it_is_in_force(
         assert runs == [1]
 
 
+def test_a_batch_waits_a_moment_for_company(
+    shop: Shop, reactive_inline: ReactiveApp, reactive_database: Database[Any]
+) -> None:
+    """B-60: where it is fast; all that was there is handled long before the batch's own wait is over."""
+    handled: list[Any] = []
+    shop.task("sync", lambda contexts: handled.extend(ctx.doc_id for ctx in contexts), batch=(5, "1h"))
+    reactive_inline(shop.app)
+    reactive_database.orders.insert_many([{"_id": 1}, {"_id": 2}])
+    wait_until_idle(shop.app)
+    assert sorted(handled) == [1, 2]
+
+
 def test_a_record_that_backs_off_is_at_rest_and_can_be_made_due(
     shop: Shop, reactive_inline: ReactiveApp, reactive_database: Database[Any]
 ) -> None:
