@@ -252,9 +252,9 @@ def _of_record(seen: _Situation) -> Iterator[Reason]:
         case RecordState.COMPLETED:
             yield _completed(record, books)
         case RecordState.FAILED:
+            attempts = "1 attempt" if record.attempts == 1 else f"{record.attempts} attempts"
             text = (
                 f"It failed after {attempts} at {_moment(record.last_finalized_at)}: "
-            attempts = "1 attempt" if record.attempts == 1 else f"{record.attempts} attempts"
                 f"{_short(record.last_error)}. It runs again when the document changes, or is retried by hand."
             )
             yield Reason("failed", text)
