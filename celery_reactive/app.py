@@ -19,9 +19,9 @@ from prometheus_client import CollectorRegistry
 from celery_reactive.core.declaration import declare
 from celery_reactive.core.duration import Duration
 from celery_reactive.core.registry import Registry
-from celery_reactive.core.suggest import listed, shown
+from celery_reactive.core.suggest import shown
 from celery_reactive.core.task import DEFAULT_GROUP, ReactiveTask
-from celery_reactive.errors import ArgumentError, ConfigurationError, ReactiveError
+from celery_reactive.errors import ConfigurationError, ReactiveError
 from celery_reactive.events import Event
 from celery_reactive.management import by_hand, cleanup, controls, listing, operations, reconciling
 from celery_reactive.management import explain as explaining
@@ -904,22 +904,12 @@ class Reactive:
         """Send the task of an entry of the schedule once, now; return the id of the message.
 
         Raises:
-            ConfigurationError: There is no such entry.
+            ArgumentError: There is no such entry.
             ReactiveError: It could not be sent: the broker does not answer, or the task refuses its arguments.
         """
-        from celery.beat import SchedulingError  # noqa: PLC0415 -- workers need no planner
+        from celery_reactive.planner.beat import send_now  # noqa: PLC0415 -- workers need no planner
 
-        from celery_reactive.planner.beat import scheduler_seen  # noqa: PLC0415 -- workers need no planner
-
-        scheduler = scheduler_seen(self._app, self._knowing_all_tasks())
-        entry = scheduler.schedule.get(name)
-        if entry is None:
-            raise ArgumentError("entry", [f"expected {_one_of(scheduler.schedule)}, got {name!r}"])
-        try:
-            sent = scheduler.apply_async(entry, advance=False)
-        except (SchedulingError, OSError) as error:
-            raise ReactiveError(f"{name} could not be sent: {error}") from error
-        return str(sent.id)
+        return send_now(self._app, self._knowing_all_tasks(), name)
 
     def dashboard_wsgi(self, **options: Any) -> Any:
         """Return the web dashboard as a WSGI application, for Django, Flask and the like.
@@ -970,8 +960,3 @@ def _imported(key: str, named: Any) -> Any:
         return symbol_by_name(named)  # type: ignore[no-untyped-call]
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(key, [f"expected the import path of a callable, got {named!r}: {error}"]) from error
-
-
-def _one_of(names: Iterable[str]) -> str:
-    known = sorted(names)
-    return f"one of {listed(known)}" if known else "an entry of the schedule, which has none"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 from click_didyoumean import DYMGroup
 from rich.markup import escape
 
-from celery_reactive.app import Reactive
 from celery_reactive.cli.output import console_for, json_option, moment, plain_table, print_table, to_json
 from celery_reactive.cli.project import open_project
-from celery_reactive.core.suggest import did_you_mean, listed
 from celery_reactive.management.schedule import entries_of
-from celery_reactive.planner.beat import scheduler_seen
+from celery_reactive.planner.beat import scheduler_seen, send_now
 
 
 @click.group("beat", cls=DYMGroup)
@@ -27,7 +23,7 @@ def beat() -> None:
 def list_(ctx: click.Context, *, as_json: bool) -> None:
     """List the entries with their last and next runs."""
     handle = open_project(ctx)
-    entries = entries_of(_scheduler(handle).schedule)
+    entries = entries_of(scheduler_seen(handle.app, handle.runtime).schedule)
     if as_json:
         click.echo(to_json(entries))
     elif not entries:
@@ -49,14 +45,4 @@ def list_(ctx: click.Context, *, as_json: bool) -> None:
 def trigger(ctx: click.Context, *, name: str) -> None:
     """Send the task of the entry NAME once, now; its schedule stays as it is."""
     handle = open_project(ctx)
-    scheduler = _scheduler(handle)
-    entry = scheduler.schedule.get(name)
-    if entry is None:
-        known = sorted(scheduler.schedule)
-        raise click.UsageError(f"no entry {name!r}{did_you_mean(name, known)} (known: {listed(known) or 'none'})")
-    sent = scheduler.apply_async(entry, advance=False)
-    click.echo(f"{entry.task} sent, id {sent.id}")
-
-
-def _scheduler(handle: Reactive) -> Any:
-    return scheduler_seen(handle.app, handle.runtime)
+    click.echo(f"{name} sent, id {send_now(handle.app, handle.runtime, name)}")

@@ -12,9 +12,11 @@ from datetime import datetime
 from typing import Any
 
 from celery import Celery
-from celery.beat import PersistentScheduler, Scheduler
+from celery.beat import PersistentScheduler, Scheduler, SchedulingError
 from kombu.utils.imports import symbol_by_name
 
+from celery_reactive.core.suggest import did_you_mean, listed
+from celery_reactive.errors import ArgumentError, ReactiveError
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import beats
 
@@ -40,6 +42,29 @@ def scheduler_seen(app: Celery, runtime: Runtime) -> Any:
         StoreUnavailableError: MongoDB does not answer.
     """
     return _scheduler(app, runtime, _Informed)
+
+
+def send_now(app: Celery, runtime: Runtime, name: str) -> str:
+    """Send the task of an entry once, now; its schedule stays as it is.
+
+    Returns:
+        The id of the message.
+
+    Raises:
+        ArgumentError: There is no such entry; the message lists those there are. Nothing was sent.
+        ReactiveError: The broker does not answer, or the task refuses its arguments. It may have been sent.
+        StoreUnavailableError: MongoDB does not answer. Nothing was sent.
+    """
+    scheduler = scheduler_seen(app, runtime)
+    known = sorted(scheduler.schedule)
+    if name not in known:
+        expected = f"expected one of {listed(known)}" if known else "expected an entry of the schedule, which has none"
+        raise ArgumentError("entry", [f"{expected}, got {name!r}{did_you_mean(name, known)}"])
+    try:
+        sent = scheduler.apply_async(scheduler.schedule[name], advance=False)
+    except (SchedulingError, OSError) as error:
+        raise ReactiveError(f"{name} could not be sent: {error}") from error
+    return str(sent.id)
 
 
 def _scheduler(app: Celery, runtime: Runtime, kind: type[_Informed]) -> Any:

@@ -233,13 +233,30 @@ def test_entries_are_listed_and_sent_by_hand(make_app: MakeApp, typed: Callable[
     assert "hourly" in shown.stdout, shown.output
     assert "freq: 1.00 hour" in shown.stdout
     before = beats.read_all(Reactive.of(app).runtime.connection.globals())
-    assert "shop.report sent" in typed(app, "trigger", "hourly").stdout
+    assert "hourly sent, id" in typed(app, "trigger", "hourly").stdout
     assert app.sent == ["shop.report"]
     assert beats.read_all(Reactive.of(app).runtime.connection.globals()) == before
     wrong = typed(app, "trigger", "hourli")
     assert wrong.exit_code == 2
     assert "did you mean 'hourly'" in wrong.stderr
     assert '"due_in": 3' in typed(app, "list", "--json").stdout
+
+
+def test_an_entry_that_cannot_be_sent_is_told_in_one_message(
+    make_app: MakeApp, typed: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B-67: the broker is away, or the task does not take the entry's arguments."""
+    app = make_app(hourly=every(3600))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise TypeError("report() missing 1 required positional argument: 'day'")
+
+    monkeypatch.setattr(app, "send_task", refuse)
+    ended = typed(app, "trigger", "hourly")
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    assert "hourly could not be sent" in ended.stderr
+    assert "missing 1 required" in ended.stderr
+    assert isinstance(ended.exception, SystemExit)
 
 
 def test_nothing_but_entries_is_forgotten(make_app: MakeApp) -> None:

@@ -259,7 +259,7 @@ def test_work_left_to_the_planner_is_seen_and_cancelled(typed: Typed, app: Celer
         (("limit", "sync", "--priority", "10"), "priority"),
         (("operations", "show", "nothing"), "expected the id of an operation"),
         (("operations", "cancel", "nothing"), "expected the id of an operation"),
-        (("beat", "trigger", "nightly"), "no entry 'nightly'"),
+        (("beat", "trigger", "nightly"), "expected an entry of the schedule, which has none"),
         (("planner", "--group", "nope"), "expected a planner group that has tasks, one of 'default'"),
         (("planner", "--loglevel", "LOUD"), "LOUD"),
         (("dashboard", "--host", "0.0.0.0"), "expected credentials"),  # noqa: S104 -- it is refused
