@@ -14,7 +14,7 @@ from celery_reactive.cli.project import TaskName
 from celery_reactive.core.doc_id import read_doc_id
 from celery_reactive.core.record import EXACT_EJSON
 from celery_reactive.core.states import RecordState
-from celery_reactive.errors import ConfigurationError
+from celery_reactive.errors import ConfigurationError, StatementFailedError
 from celery_reactive.management.selection import read_pattern
 
 
@@ -84,11 +84,19 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_filters(*arguments: Any, **options: Any) -> Any:
         own = {name: options.pop(name) for name in _NAMES}
-        return command(*arguments, chosen=_filters(own), **options)
+        try:
+            return command(*arguments, chosen=_filters(own), **options)
+        except StatementFailedError as error:
+            if error.code in _NO_QUERY and (own["source"] is not None or own["regex"]):
+                given = "--source" if own["source"] is not None else "--error"
+                raise click.UsageError(f"{given}: expected what MongoDB takes: {error}") from error
+            raise
 
     return functools.reduce(lambda inner, option: option(inner), reversed(_OPTIONS), with_filters)
 
 
+_NO_QUERY = frozenset({2, 9, 14, 51091})
+"""BadValue, FailedToParse, TypeMismatch, and a pattern that is none for the server: it does not take the query."""
 _NAMES = ("tasks", "states", "doc_id", "collections", "source", "error", "regex", "has_error")
 
 

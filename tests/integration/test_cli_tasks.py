@@ -243,6 +243,8 @@ def test_work_left_to_the_planner_is_seen_and_cancelled(typed: Typed, app: Celer
         (("tasks", "list", "--sort", "scheduledAt"), "did you mean 'nextRunAt'"),
         (("tasks", "list", "--source", "{oops"), "extended JSON"),
         (("tasks", "list", "--source", "[1]"), "expected a JSON object"),
+        (("tasks", "count", "--source", '{"$oops": 1}'), "--source: expected what MongoDB takes: unknown"),
+        (("tasks", "retry", "--error", "(?u:x)", "--regex"), "--error: expected what MongoDB takes"),
         (("tasks", "list", "--error", "(", "--regex"), "regular expression"),
         (("tasks", "list", "--error", "x" * 201, "--regex"), "expected a pattern of at most 200 characters, got 201"),
         (("tasks", "list", "--regex"), "--error"),
