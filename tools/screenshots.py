@@ -5,6 +5,7 @@ Needs chromium. Starts a MongoDB of its own, nothing else: what planner and work
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -28,7 +29,10 @@ sys.path.insert(0, str(ROOT))
 from celery_reactive import Reactive, embedded, reactive_task  # noqa: E402 -- the path comes first
 from celery_reactive.core.outcome import Completed, Errored, Exhausted, Failure, Outcome  # noqa: E402
 from celery_reactive.core.record import id_to_text  # noqa: E402
-from celery_reactive.store import definitions, instances  # noqa: E402
+from celery_reactive.core.totals import FAILED, SUCCESS, Distribution, Totals  # noqa: E402
+from celery_reactive.metrics import catalogue  # noqa: E402
+from celery_reactive.metrics.counts import Counts  # noqa: E402
+from celery_reactive.store import definitions, flow, instances, measures, queries  # noqa: E402
 from tests.integration.bench import Bench  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
@@ -40,6 +44,12 @@ TASKS = {
 }
 SEED = 11
 DOCUMENTS = 900
+BAD_WHILE = timedelta(minutes=20), timedelta(minutes=34)
+"""So long ago many runs failed."""
+MOST_DRAWN = 200
+"""Runs of a step that are drawn; more are multiples of them."""
+OPLOG = timedelta(hours=53)
+"""What the picture's server would have after some days."""
 TRACEBACK = """Traceback (most recent call last):
   File "shop/tasks.py", line 41, in sync_order_to_erp
     erp.post("/orders", order, password='secret')
@@ -50,6 +60,7 @@ shop.erp.ErpError: 503 Service Unavailable"""
 
 def main() -> None:
     """Fill a shop, serve its dashboard, take the pictures."""
+    measures.oplog_window = lambda globals_: OPLOG  # noqa: ARG005 -- as it is called
     with embedded.mongodb() as mongodb:
         reactive = _app(mongodb.url_of("shop"))
         failed = _fill(reactive)
@@ -93,6 +104,7 @@ def _fill(reactive: Reactive) -> Any:
         failed = failed or found
     _age(reactive, chance)
     _attend(reactive)
+    _flow(reactive, chance)
     reactive.pause("recalculate_customer")
     reactive.throttle("send_confirmation", "20m")
     reactive.start_operation("retry", by="ops (dashboard)", task="send_confirmation", status="failed")
@@ -156,12 +168,55 @@ def _attend(reactive: Reactive) -> None:
         instances.announce(globals_, instances.Kind.WORKER, worker, facts)
     for planner in ("planner-1", "planner-2"):
         instances.announce(globals_, instances.Kind.PLANNER, planner, {})
-    lock = {"holder": "planner-1", "term": 4, "since": {"$subtract": ["$$NOW", 93_000_000]}, "renewedAt": "$$NOW"}
+    led = (("planner-2", 261, 170), ("planner-1", 170, 169.99), ("planner-2", 169.98, 93), ("planner-1", 93, None))
+    terms = [
+        {"term": number, "holder": name, "since": _ago(begun)} | ({"releasedAt": _ago(ended)} if number == 1 else {})
+        for number, (name, begun, ended) in enumerate(led, 1)
+    ]
+    lock = {"holder": "planner-1", "term": 4, "since": _ago(93), "renewedAt": "$$NOW", "terms": terms}
     globals_.update_one({"_id": {"k": "leader", "g": "default"}}, [{"$set": lock}], upsert=True)
     position = {"at": "$$CLUSTER_TIME", "storedAt": "$$NOW"}
     globals_.update_one({"_id": {"k": "position", "g": "default", "db": "shop"}}, [{"$set": position}], upsert=True)
     names = {"_id": {"$in": [{"k": "task", "t": task} for task in TASKS]}}
     globals_.update_many(names, [{"$set": {"reconciledGen": "$gen"}}])
+
+
+def _ago(thousands_of_seconds: float | None) -> dict[str, Any]:
+    return {"$subtract": ["$$NOW", int((thousands_of_seconds or 0) * 1_000_000)]}
+
+
+def _flow(reactive: Reactive, chance: random.Random) -> None:
+    """Let the leader have kept what was run within the last day: more by day than by night."""
+    globals_ = reactive.runtime.connection.globals()
+    now = queries.server_time(globals_)
+    for pace in flow.Pace:
+        steps = pace.kept // pace.step
+        begin = now.replace(second=5, microsecond=0) - steps * pace.step
+        for number in range(steps):
+            since = begin + number * pace.step
+            busy = (140 + 110 * math.sin(number / steps * 9)) * chance.uniform(0.8, 1.2)
+            runs = int(busy * pace.step.total_seconds() / 60)
+            is_bad = BAD_WHILE[0] <= now - since <= BAD_WHILE[1]
+            entries = _counted(chance, runs, failed=runs // (4 if is_bad else 60)).to_entries()
+            step = {"k": "flow", "i": pace.value, "at": since + pace.step}
+            globals_.insert_one({"_id": step, "since": since, "all": entries, "tasks": []})
+
+
+def _counted(chance: random.Random, runs: int, *, failed: int) -> Totals:
+    """Return what workers would have counted of so many runs."""
+    counts = Counts()
+    for _ in range(min(runs, MOST_DRAWN)):
+        counts.observe(catalogue.DURATION, "", SUCCESS, value=chance.lognormvariate(-3.4, 0.7))
+        counts.observe(catalogue.WAIT, "", value=chance.lognormvariate(-4.2, 0.8))
+    for _ in range(failed):
+        counts.observe(catalogue.DURATION, "", FAILED, value=chance.lognormvariate(-1, 0.5))
+    seen = counts.totals().distributions
+    scale = max(1, runs // MOST_DRAWN)
+    scaled = {
+        name: Distribution(one.bounds, tuple(scale * number for number in one.numbers), one.sum * scale)
+        for name, one in seen.items()
+    }
+    return Totals({}, scaled)
 
 
 def _shoot(address: str, failed: Any) -> None:
@@ -170,6 +225,7 @@ def _shoot(address: str, failed: Any) -> None:
         "dashboard-overview": ("/", "light", 1280, 880),
         "dashboard-record-dark": (record, "dark", 1280, 880),
         "dashboard-errors": ("/errors", "light", 1280, 430),
+        "dashboard-planner": ("/planner", "light", 1280, 1030),
         "dashboard-phone": ("/", "dark", 390, 800),
     }
     with sync_playwright() as playwright:

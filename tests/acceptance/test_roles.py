@@ -179,7 +179,7 @@ def test_the_doctor_misses_a_right_of_the_planners_where_it_is_not_granted(
 
 
 def test_a_viewer_sees_a_dashboard(project: Project) -> None:
-    """Every page of one that is read only, but the schedule, whose entries are noted when they are seen."""
+    """Every page of one that is read only."""
     as_user(project, "Planner").planner("one")
     project.database.jobs.insert_one({"_id": "nothing", "do": "nothing"})
     project.wait_until(lambda: states(project.database.jobs_tasks))
@@ -193,7 +193,7 @@ def test_a_viewer_sees_a_dashboard(project: Project) -> None:
     )
     try:
         project.wait_until(lambda: listens(port))
-        for page in ("", "records", "errors", "planner", "operations"):
+        for page in ("", "records", "errors", "planner", "operations", "schedule"):
             answer = httpx.get(f"http://127.0.0.1:{port}/{page}", timeout=20)
             assert answer.status_code == 200, (page, answer.text, dashboard.text())
     finally:
