@@ -67,6 +67,7 @@ KNOWS_BEST = {
     "checkpoints": "checkpoints",
     "counters": "metrics_counters",
     "definitions": "leadership",
+    "delete": "on_delete",
     "flow": "flow",
     "instances": "instances",
     "leadership": "guards",
@@ -78,6 +79,7 @@ KNOWS_BEST = {
     "limiter": "limits",
     "operations": "operations",
     "orphans": "cleanup",
+    "orphans._remove: _r.deleted": "on_delete",
     "orphans.forget": "cleanup_by_hand",
     "orphans.remove_all": "cleanup_by_hand",
     "positions": "leadership",
@@ -101,6 +103,36 @@ KNOWS_BEST = {
 """By how a mutant's name begins, the test that is asked first."""
 LIMIT_SECONDS = 600
 CONDITIONS = {
+    "delete: told once": (
+        '{"$not": flag("gone")}',
+        "True",
+        "a deletion runs again with each scan that finds the document gone",
+    ),
+    "delete: not by the way": (
+        '{"$or": [flag("forced"), {"$gt": ["$_r.deleted", None]}]}',
+        'flag("forced")',
+        "a deletion that waits is skipped, as there is no document",
+    ),
+    "delete: another one": (
+        'own = {"$eq": ["$_r.deleted", "$_r.claim.deleted"]}',
+        "own = True",
+        "a document that was inserted and deleted again during the run is not told of",
+    ),
+    "delete: left to the planner": (
+        "True if gone and not told_of_deletions else \"$_r.gone\"",
+        "True if gone else \"$_r.gone\"",
+        "a deletion that a run has seen before the planner is not told of",
+    ),
+    "delete: inserted again": (
+        'if_("$_r.plan.accepted", REMOVE, "$_r.deleted")',
+        '"$_r.deleted"',
+        "a document that is there again counts as deleted for ever",
+    ),
+    "delete: no orphan": (
+        '{"$ifNull": ["$_r.changedAt", "$_r.deleted", None]}',
+        '{"$ifNull": ["$_r.changedAt", None]}',
+        "a deletion whose attempts are spent is cleaned up, and nobody can retry it",
+    ),
     "loop: in the run": (
         '{"$and": [_IN_RUN, {"$or": [_BEFORE_ITS_END, _IN_ITS_TRANSACTION]}]}',
         '{"$or": [_BEFORE_ITS_END, _IN_ITS_TRANSACTION]}',
@@ -132,8 +164,8 @@ CONDITIONS = {
         "loops that somebody else's change has broken are added up",
     ),
     "loop: stays out": (
-        'if_(flag("guarded"), None, "$_r.plan.due")',
-        '"$_r.plan.due"',
+        'if_(flag("guarded"), None, due)',
+        "due",
         "a change brings a record back that nobody has resumed",
     ),
     "limiter: what has started": (
@@ -275,12 +307,12 @@ CONDITIONS = {
         "an older snapshot overwrites a newer observation",
     ),
     "leave: only pending is skipped": (
-        'skips = {"$and": [IS_PENDING, {"$not": flag("forced")}]}',
-        'skips = {"$not": flag("forced")}',
+        'skips = {"$and": [IS_PENDING, {"$not": HAS_TO_RUN_ALL_THE_SAME}]}',
+        'skips = {"$not": HAS_TO_RUN_ALL_THE_SAME}',
         "a running record is released by a deletion, and a re-insertion starts a second worker",
     ),
     "leave: a retry by hand runs": (
-        'skips = {"$and": [IS_PENDING, {"$not": flag("forced")}]}',
+        'skips = {"$and": [IS_PENDING, {"$not": HAS_TO_RUN_ALL_THE_SAME}]}',
         "skips = IS_PENDING",
         "a retry by hand is swallowed",
     ),

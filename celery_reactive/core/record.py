@@ -130,6 +130,8 @@ class Claim:
     reset_for: int = 0
     """The handler's version for which the record was last made to run again (B-44); 0: none."""
     reset_at: datetime | None = None
+    gone: bool = False
+    """The document had been seen to be deleted: the run is for that, or for a retry by hand."""
     handled: RawBSONDocument | None = None
     """`{"v": watched values of the last completed run}`, where the task tracks changes and there was one."""
 

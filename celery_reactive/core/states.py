@@ -70,6 +70,13 @@ PLAN = Transition(
     RecordState.PENDING,
     target_if_running=RecordState.PROCESSING_DIRTY,
 )
+DELETE = Transition(
+    "delete",
+    FINAL | RUNNING | {RecordState.PENDING},
+    RecordState.PENDING,
+    target_if_running=RecordState.PROCESSING_DIRTY,
+)
+"""A deletion that is a run of its own (B-61); any other is a LEAVE."""
 LEAVE = Transition("leave", frozenset({RecordState.PENDING}), RecordState.COMPLETED)
 CLAIM = Transition("claim", frozenset({RecordState.PENDING}), RecordState.PROCESSING)
 
@@ -110,6 +117,7 @@ REVOKE = Transition("revoke", frozenset({RecordState.PENDING}), RecordState.FAIL
 
 TRANSITIONS = (
     PLAN,
+    DELETE,
     LEAVE,
     CLAIM,
     COMPLETE,

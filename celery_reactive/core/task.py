@@ -64,6 +64,8 @@ class ReactiveTask:
     """How many runs of a document in a row its handler's own writes may cause; None: any number (B-64)."""
     recheck_interval: timedelta | str | None = None
     """How often all documents are looked at again, because the filter depends on time; `CRON …` or a length (B-59)."""
+    on_delete: bool = False
+    """Whether the deletion of a document that has a record is a run of its own (B-61)."""
     track_changes: bool = False
     """Whether runs learn what has changed since the last one that completed (B-63)."""
     document_class: Callable[[dict[str, Any]], Any] | None = None

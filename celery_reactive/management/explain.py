@@ -246,6 +246,8 @@ def _of_record(seen: _Situation) -> Iterator[Reason]:
         return
     match record.status:
         case RecordState.PENDING:
+            if record.gone and seen.task.on_delete:
+                yield Reason("deleted", "Its document was deleted, and the task is told of that by a run of its own.")
             yield _guarded(seen) if books.is_guarded else _waiting(record, books)
         case RecordState.PROCESSING | RecordState.PROCESSING_DIRTY:
             yield from _running(record, books)

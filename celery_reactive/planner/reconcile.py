@@ -105,7 +105,11 @@ class _Scan:
     ) -> None:
         self._runtime = runtime
         self._planning = planning
-        self._tasks = {task.definition.name: _as_scanned(task, stored[task.definition.name]) for task in tasks}
+        self._source = runtime.connection.source(tasks[0].definition)
+        is_there = server.has_collection(self._source.database, self._source.name)
+        self._tasks = {
+            task.definition.name: _as_scanned(task, stored[task.definition.name], is_there=is_there) for task in tasks
+        }
         self._known = frozenset(name for name in self._tasks if stored[name].scanned_filter)
         """Tasks whose documents have all been looked at before, under another filter maybe."""
         self._scanned = tuple(
@@ -113,7 +117,6 @@ class _Scan:
         )
         self._group = group
         self._term = term
-        self._source = runtime.connection.source(tasks[0].definition)
         self._phases = [_DOCUMENTS, *self._tasks]
         self._parts: list[Part] = []
         """What is left of the first phase, in the order of the ids."""
@@ -344,14 +347,18 @@ class _Scan:
         return self._runtime.settings.batch_size
 
 
-def _as_scanned(task: PlannedTask, stored: Controls) -> PlannedTask:
-    """Return *task* as documents without a record are planned for it.
+def _as_scanned(task: PlannedTask, stored: Controls, *, is_there: bool) -> PlannedTask:
+    """Return *task* as documents without a record, and records without a document, are planned for it.
 
-    Where all have been looked at under the same filter, those have come since: they run, also without a back-fill.
+    Where all documents have been looked at under the same filter, those have come since: they run, also without a
+    back-fill. What went with its collection was not deleted by anybody and runs nothing (B-61).
     """
-    if stored.scanned_filter != stored.filter_text:
-        return task
-    return dataclasses.replace(task, definition=dataclasses.replace(task.definition, backfill=True))
+    definition = task.definition
+    if stored.scanned_filter == stored.filter_text:
+        definition = dataclasses.replace(definition, backfill=True)
+    if stored.dropped or not is_there:
+        definition = dataclasses.replace(definition, on_delete=False)
+    return dataclasses.replace(task, definition=definition)
 
 
 def _difference(doc_ids: Sequence[Any], others: Sequence[Any]) -> list[Any]:

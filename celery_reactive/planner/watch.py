@@ -153,9 +153,9 @@ class Watcher:
             self._store()
         self._on_reconcile()
 
-    def _mark_unreconciled(self, tasks: Iterable[PlannedTask]) -> None:
+    def _mark_unreconciled(self, tasks: Iterable[PlannedTask], *, dropped: bool = False) -> None:
         for task in tasks:
-            definitions.mark_unreconciled(self._globals, task.definition.name, term=self._term)
+            definitions.mark_unreconciled(self._globals, task.definition.name, dropped=dropped, term=self._term)
 
     def _follow(self, batch: Batch) -> None:
         try:
@@ -190,7 +190,7 @@ class Watcher:
         everything = any(change.kind is ChangeKind.DATABASE_GONE for change in upheavals)
         names = {change.collection for change in upheavals}
         self._mark_unreconciled(
-            task for task in self._planning.tasks if everything or task.definition.collection in names
+            (task for task in self._planning.tasks if everything or task.definition.collection in names), dropped=True
         )
         self._on_reconcile()
 

@@ -53,6 +53,8 @@ class Controls:
     """Whether `throttled_until` lay ahead by the server's clock when this was read."""
     handler_version: int = 0
     """Of the code that the records were last looked at for (B-44); 0: none yet."""
+    dropped: bool = False
+    """Its collection was dropped or renamed since every document was last looked at."""
     needs: int = 0
     """Counts the reasons for a reconciliation; one that began under another number does not count as done."""
     scanned_filter: str = ""
@@ -166,6 +168,7 @@ def _controls(task: str, stored: Mapping[str, Any]) -> Controls:
         collated=bool(stored.get("collated")),
         is_throttled=until is not None and until > stored["now"],
         handler_version=int(stored.get("handlerVersion", 0)),
+        dropped=bool(stored.get("dropped")),
         needs=int(stored.get("needs", 0)),
         scanned_filter=stored.get("scannedFilter") or "",
         past=tuple((int(past["gen"]), past["projection"]) for past in stored.get("past") or []),
@@ -265,19 +268,25 @@ def mark_reconciled(globals_: Globals, task: str, *, generation: int, needs: int
     """
     done = {"$eq": [{"$ifNull": ["$needs", 0]}, needs]}
     of_use = {"$filter": {"input": "$past", "cond": {"$eq": ["$$this.projection", "$projection"]}}}
-    marks = {"reconciledGen": generation, "reconciledAt": "$$NOW", "scannedFilter": "$filter", "past": of_use}
+    marks = {
+        "reconciledGen": generation,
+        "reconciledAt": "$$NOW",
+        "scannedFilter": "$filter",
+        "past": of_use,
+        "dropped": False,
+    }
     fields = {name: {"$cond": [done, value, f"${name}"]} for name, value in marks.items()}
     _update(globals_, task, term, [{"$set": fields}])
 
 
 @translated
-def mark_unreconciled(globals_: Globals, task: str, *, term: int) -> None:
-    """Note that *task* must be reconciled: history was lost (B-49).
+def mark_unreconciled(globals_: Globals, task: str, *, dropped: bool = False, term: int) -> None:
+    """Note that *task* must be reconciled: history was lost, or its collection dropped (B-49).
 
     Raises:
         TermEndedError: A newer leader plans. Nothing was written.
     """
-    _update(globals_, task, term, [_NEEDED])
+    _update(globals_, task, term, [_NEEDED, *([{"$set": {"dropped": True}}] if dropped else [])])
 
 
 @translated

@@ -154,7 +154,7 @@ def _read(
         "gone": {"$eq": ["$_r.gone", True]},
         "left": {"$eq": ["$_r.left", True]},
         "status": 1,
-        "unhandled": {"$ne": [{"$ifNull": ["$_r.changedAt", None]}, None]},
+        "unhandled": {"$gt": [{"$ifNull": ["$_r.changedAt", "$_r.deleted", None]}, None]},
         "old": _is_old(criteria.keep_for),
     }
     stages: list[dict[str, Any]] = [{"$match": query}, {"$sort": {"_id": 1}}, {"$limit": limit}, {"$project": fields}]
@@ -220,12 +220,14 @@ def find(
         return Orphans(at, marked)
     existing = scans.find_existing(source, [one.doc_id for one in unsure], session=session)
     absent = _without(records, task.name, unsure, existing, session)
+    # A deletion that is a run of its own is for the planner to find: it is the one to know of a dropped collection.
+    vanished = [] if task.on_delete else absent
     if not criteria.left:
-        return Orphans(at, marked, absent)
+        return Orphans(at, marked, vanished)
     known = {id(one) for one in absent}
     outside = [one for one in unsure if id(one) not in known]
     marked += [one for one in outside if one.left and one.settled]
-    return Orphans(at, marked, absent if criteria.gone else (), [one for one in outside if not one.left])
+    return Orphans(at, marked, vanished if criteria.gone else (), [one for one in outside if not one.left])
 
 
 def _matching(source: Documents, task: ReactiveTask, doc_ids: Sequence[Any], session: ClientSession) -> list[Any]:
@@ -318,6 +320,7 @@ def _remove(records: Documents, task: str, orphans: Sequence[Seen], criteria: Cr
     guard = {
         "status": {"$in": sorted(FINAL)},
         "_r.changedAt": None,
+        "_r.deleted": None,
         "$or": _marks(criteria),
         "$expr": {
             "$and": [

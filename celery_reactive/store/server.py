@@ -115,6 +115,12 @@ def has_collation(database: Database[Any], name: str) -> bool:
 
 
 @translated
+def has_collection(database: Database[Any], name: str) -> bool:
+    """Return whether there is a collection *name*."""
+    return name in database.list_collection_names(filter={"name": name})
+
+
+@translated
 def check_definition(source: Collection[Any], task: ReactiveTask) -> None:
     """Let the server compile filter and projection of *task* (B-3).
 

@@ -62,6 +62,14 @@ class TaskContext:
         return bson.decode(self._run.claim.observed.raw, options)["v"]
 
     @property
+    def deleted(self) -> bool:
+        """Whether this run is for the deletion of the document, of which a task with `on_delete` is told (B-61).
+
+        `watched_values` are then the last that were seen, and `get_document` raises.
+        """
+        return self._run.deleted
+
+    @property
     def changes(self) -> dict[str, ValueChange]:
         """What the last run that completed was for, and what this one is for, by watched path (B-63).
 

@@ -251,7 +251,8 @@ def _run(runs: Sequence[Run], body: Body, session: ClientSession, company: Compa
 
 def _has_ended_unseen(run: Run, session: ClientSession) -> bool:
     """End *run* where its handler is not to be called; whether that was so."""
-    unseen = _left_to_newer_code(run) or (_ended_unseen(run, session) if run.outdated else None) or _too_late(run)
+    is_unsure = run.outdated and not run.deleted
+    unseen = _left_to_newer_code(run) or (_ended_unseen(run, session) if is_unsure else None) or _too_late(run)
     if unseen is None:
         return False
     HEARTBEAT.settled(run)

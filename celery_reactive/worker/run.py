@@ -44,6 +44,8 @@ class Run:
         """The watched collection compares strings under a collation of its own."""
         self.outdated = outdated
         """The record was observed under an older definition than the stored one."""
+        self.deleted = task.on_delete and claim.gone
+        """It is for the deletion of its document (B-61)."""
         self.generation = claim.generation if generation is None else generation
         """Of the definition in `task`, whose projection this run is checked with."""
         self.permit = permit

@@ -23,13 +23,18 @@ NONE = {"orders": 0, "revenue": 0, "average": None, "last_order_at": None}
     collection="orders",
     filter={"customer": {"$exists": True}},
     watch_projection={"customer": 1, "status": 1, "amount": 1},
+    track_changes=True,
+    on_delete=True,
     debounce=0,
     batch=200,
 )
 @app.task
 def note(contexts: list[TaskContext]) -> None:
-    """Note whose orders have changed: this makes the customer's document change, however many orders did."""
-    customers = {ctx.watched_values["customer"] for ctx in contexts}
+    """Note whose orders have changed: this makes the customer's document change, however many orders did.
+
+    An order that is given to another customer concerns both, and one that is deleted the last it had.
+    """
+    customers = {customer for ctx in contexts for customer in ctx.changes["customer"] if customer is not None}
     _figures(contexts).bulk_write(
         [UpdateOne({"_id": customer}, {"$inc": {"changes": 1}}, upsert=True) for customer in customers],
         ordered=False,

@@ -44,6 +44,20 @@ def test_figures_follow_the_orders(shop: Database[Any]) -> None:
 
 
 @pytest.mark.usefixtures("reactive")
+def test_an_order_moves_and_is_deleted(shop: Database[Any]) -> None:
+    """The customer who loses it is computed as well as the one who gets it."""
+    shop.orders.insert_many(order("Ada", amount) for amount in (10, 20))
+    wait_until_idle(app)
+    shop.orders.update_one({"amount": 20}, {"$set": {"customer": "Grace"}})
+    wait_until_idle(app)
+    assert [figures(shop, name)["revenue"] for name in ("Ada", "Grace")] == [10, 20]
+    shop.orders.delete_one({"customer": "Grace"})
+    wait_until_idle(app)
+    assert [figures(shop, name)["revenue"] for name in ("Ada", "Grace")] == [10, 0]
+    assert_no_errors(app)
+
+
+@pytest.mark.usefixtures("reactive")
 def test_a_customer_whose_orders_are_all_cancelled_has_none(shop: Database[Any]) -> None:
     """Figures go back, too."""
     shop.orders.insert_one(order("Ada", 10))

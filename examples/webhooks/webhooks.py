@@ -26,13 +26,6 @@ LONGEST_PAUSE = timedelta(hours=1)
 """More is not believed: a slip in a header must not stop deliveries for a year."""
 
 
-class RefusedError(Reject):
-    """The partner will never take this event as it is: Celery's `Reject` fails the record without another attempt."""
-
-    def __str__(self) -> str:
-        return str(self.reason)
-
-
 @reactive_task(
     collection="events",
     watch_projection={"_id": 1},
@@ -50,7 +43,7 @@ def deliver(ctx: TaskContext) -> None:
         ctx.throttle_all(pause)  # no worker knocks meanwhile
         ctx.defer_current(pause)  # this event comes back then, no attempt spent
     elif answer.is_client_error:
-        raise RefusedError(f"{answer.status_code}: {answer.text[:200]}")
+        raise Reject(f"{answer.status_code}: {answer.text[:200]}")  # never as it is: no further attempt
     else:
         answer.raise_for_status()  # a 5xx is a failed attempt, and so is a partner who cannot be reached
 

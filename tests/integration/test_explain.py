@@ -295,3 +295,24 @@ def test_a_record_that_the_loop_guard_has_paused(reactive: Reactive, bench: Benc
         assert "resume sync" in str(found)
     assert reactive.resume("sync", 1)
     assert "loop_guarded" not in codes(reactive.explain("sync", 1))
+
+
+def test_a_deletion_that_is_a_run_of_its_own(mongodb_url: str) -> None:
+    """B-61: it says what the run is for, though there is no document."""
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.reactive_mongodb_url = mongodb_url
+
+    def handler(ctx: Any) -> None:
+        """Never called here."""
+
+    reactive_task(collection="orders", task="sync", debounce=0, on_delete=True)(
+        app.task(handler, name="s", shared=False)
+    )
+    app.finalize()
+    handle = Reactive.of(app)
+    bench = Bench(handle.runtime.connection, handle.registry.get("sync"))
+    bench.handle(on())
+    bench.delete(1)
+    bench.leave(1, gone=True)
+    assert {"no_document", "deleted", "due"} <= codes(handle.explain("sync", 1))
+    handle.runtime.connection.close()

@@ -544,3 +544,25 @@ def test_a_handler_that_triggers_itself_is_stopped_and_resumed(
     assert reactive.resume("count", 1)
     wait_until(lambda: shop.record("count", 1).status is RecordState.COMPLETED)
     assert runs.count(1) == 7
+
+
+def test_a_deletion_runs_and_a_dropped_collection_does_not(
+    shop: Shop, reactive_inline: ReactiveApp, reactive_database: Database[Any]
+) -> None:
+    """B-61: end to end, through the real stream."""
+    told: list[Any] = []
+    shop.task("sync", lambda ctx: told.append((ctx.doc_id, ctx.deleted, ctx.watched_values)), on_delete=True)
+    reactive_inline(shop.app)
+    reactive_database.orders.insert_many([{"_id": 1, "v": 1}, {"_id": 2, "v": 2}])
+    wait_until_idle(shop.app)
+    reactive_database.orders.delete_one({"_id": 1})
+    wait_until_idle(shop.app)
+    assert sorted(told) == [
+        (1, False, {"_id": 1, "v": 1}),
+        (1, True, {"_id": 1, "v": 1}),
+        (2, False, {"_id": 2, "v": 2}),
+    ]
+    reactive_database.orders.drop()
+    wait_until(lambda: shop.record("sync", 2).gone)
+    wait_until_idle(shop.app)
+    assert len(told) == 3

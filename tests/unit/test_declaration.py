@@ -210,17 +210,6 @@ def test_an_unknown_option_is_refused_with_a_suggestion(unknown: str, suggestion
     ]
 
 
-@pytest.mark.parametrize(
-    "option",
-    ["on_delete"],
-)
-def test_an_option_that_does_nothing_is_no_option(option: str) -> None:
-    """B-2: nothing is silently ignored."""
-    assert option not in OPTIONS
-    (problem,) = problems(collection="orders", **{option: 1})
-    assert problem.startswith(f"unknown option {option!r}")
-
-
 def test_the_error_names_the_task_by_its_stable_name() -> None:
     """B-2: that is the name the user knows it by."""
     with pytest.raises(ConfigurationError, match=r"^old\.name: collection: missing"):

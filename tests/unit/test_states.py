@@ -10,6 +10,7 @@ from celery_reactive.core.states import (
     CLAIM,
     COMPLETE,
     DEFER,
+    DELETE,
     DISCARD,
     FAIL,
     FINAL,
@@ -33,6 +34,7 @@ PENDING, PROCESSING, DIRTY, COMPLETED, FAILED = RecordState
 REACHED: dict[str, tuple[RecordState | None, ...]] = {
     # from:                pending     processing   dirty        completed    failed
     PLAN.name:            (PENDING,    DIRTY,       DIRTY,       PENDING,     PENDING),
+    DELETE.name:          (PENDING,    DIRTY,       DIRTY,       PENDING,     PENDING),
     LEAVE.name:           (COMPLETED,  None,        None,        None,        None),
     CLAIM.name:           (PROCESSING, None,        None,        None,        None),
     COMPLETE.name:        (None,       COMPLETED,   PENDING,     None,        None),

@@ -10,8 +10,9 @@ The bookkeeping sub-document `_r` of a record:
 `at`           cluster time of the newest observation
 `gen`          generation of the definition under which it was made
 `changedAt`    server time of the first change that no run has started on yet (B-16)
-`claim`        `{token, worker, beats, before, forced, company, values}` while running; `before`: attempts before the
-               run, `forced`: a manual retry started it, `values`: what it is for, where the task tracks changes
+`claim`        `{token, worker, beats, before, forced, company, deleted, values}` while running; `before`:
+               attempts before the run, `forced`: a manual retry started it, `deleted`: the deletion that it
+               handles, `values`: what it is for, where the task tracks changes
 `fence`        grows with each claim (B-27)
 `sent`         a message is on its way (`wakeAt` is its deadline)
 `sentAt`       when the newest message was sent
@@ -21,6 +22,7 @@ The bookkeeping sub-document `_r` of a record:
 `deferrals`    since the last change or success
 `done`         token of the last run that was settled, so that a repeated statement knows its own
 `reset`        `{version, at}` of the handler's version for which the record was last made to run again (B-44)
+`deleted`      cluster time of a deletion that is a run of its own and has not been handled (B-61)
 `handled`      watched values of the last completed run, where the task tracks changes (B-63)
 `error`        type and traceback that belong to `lastError`
 `wrote`        `{at, by}` of the newest change, and
@@ -45,6 +47,7 @@ from celery_reactive.store.pipelines.planning import (
     apply_observation,
     as_observed,
     beside_known,
+    delete,
     leave,
     new_record,
     snapshots_to_adopt,
@@ -61,6 +64,7 @@ __all__ = [
     "apply_observation",
     "as_observed",
     "beside_known",
+    "delete",
     "discard",
     "expire_sent",
     "guard",

@@ -88,7 +88,7 @@ def discard(history_limit: int) -> list[Stage]:
                 "_r.fresh": True,
             },
         },
-        {"$unset": ["_r.forced", "_r.held", "_r.alone", "_r.guarded"]},
+        {"$unset": ["_r.forced", "_r.held", "_r.alone", "_r.guarded", "_r.deleted"]},
     ]
 
 

@@ -71,7 +71,9 @@ def state_in(states: frozenset[RecordState]) -> Expression:
 IS_RUNNING = state_in(RUNNING)
 IS_PENDING: Expression = {"$eq": ["$status", RecordState.PENDING.value]}
 IS_DIRTY: Expression = {"$eq": ["$status", RecordState.PROCESSING_DIRTY.value]}
-IS_OFF: Expression = {"$and": [{"$or": [flag("gone"), flag("left")]}, {"$not": flag("forced")}]}
+HAS_TO_RUN_ALL_THE_SAME: Expression = {"$or": [flag("forced"), {"$gt": ["$_r.deleted", None]}]}
+"""Whether somebody has retried the record by hand, or its document's deletion waits for a run of its own (B-61)."""
+IS_OFF: Expression = {"$and": [{"$or": [flag("gone"), flag("left")]}, {"$not": HAS_TO_RUN_ALL_THE_SAME}]}
 ATTEMPTS_SO_FAR: Expression = {"$cond": [flag("fresh"), 0, "$attempts"]}
 
 

@@ -18,6 +18,7 @@ from celery_reactive.core.states import FINAL, RUNNING, RecordState
 from celery_reactive.store.pipelines import loops
 from celery_reactive.store.pipelines.expressions import (
     FALSE,
+    HAS_TO_RUN_ALL_THE_SAME,
     IS_PENDING,
     IS_RUNNING,
     NOW,
@@ -129,14 +130,8 @@ def apply_observation(
     different = {"$or": [{"$ne": ["$lastObservedValues", new_values]}, {"$not": known}]}
     reentered = {"$or": [flag("gone"), {"$and": [flag("left"), TRUE if reentry_runs else flag("skipped")]}]}
     first_event = {"$and": [live, newer, flag("unrun")]}
-    first_change = {"$ifNull": ["$_r.changedAt", NOW]}
-    due = after(debounce)
-    if max_wait is not None:
-        due = {"$max": [{"$min": [due, after(max_wait, first_change)]}, NOW]}
-    starts_anew = True if reset_retries else flag("fresh")
-    run, waits = "$_r.plan.run", {"$and": ["$_r.plan.run", {"$not": "$_r.plan.running"}]}
-    held = {"$and": [IS_PENDING, flag("held")]}
-    next_run = if_(held, {"$max": ["$nextRunAt", "$_r.plan.due"]}, if_(flag("guarded"), None, "$_r.plan.due"))
+    run = "$_r.plan.run"
+    again = _again(run, debounce=debounce, max_wait=max_wait, reset_retries=reset_retries)
     return [
         {
             "$set": {
@@ -145,39 +140,21 @@ def apply_observation(
                     "newer": newer,
                     "run": {"$and": [accepted, {"$or": [different, reentered, first_event]}]},
                     "running": IS_RUNNING,
-                    "due": due,
                 },
             },
         },
         {
             "$set": {
+                **again,
                 "lastObservedValues": if_("$_r.plan.accepted", new_values, "$lastObservedValues"),
-                "status": if_(
-                    run,
-                    if_("$_r.plan.running", RecordState.PROCESSING_DIRTY.value, RecordState.PENDING.value),
-                    "$status",
-                ),
-                "updatedAt": if_(run, NOW, "$updatedAt"),
-                "dueAt": if_(run, "$_r.plan.due", "$dueAt"),
-                "nextRunAt": if_(waits, next_run, "$nextRunAt"),
-                "attempts": if_({"$and": [run, starts_anew]}, 0, "$attempts"),
-                "firstErrorAt": if_({"$and": [run, starts_anew]}, None, "$firstErrorAt"),
-                "lastError": if_({"$and": [run, starts_anew]}, None, "$lastError"),
                 "_r": {
+                    **again["_r"],
                     "at": if_("$_r.plan.accepted" if stamps else run, new_at, "$_r.at"),
                     "gen": if_("$_r.plan.accepted", new_gen, "$_r.gen"),
                     "wrote": if_("$_r.plan.accepted" if stamps else run, f"{new}._r.wrote", "$_r.wrote"),
-                    "changedAt": if_(run, first_change, "$_r.changedAt"),
-                    "wakeAt": if_(waits, next_run, "$_r.wakeAt"),
-                    "sent": if_(waits, FALSE, "$_r.sent"),
-                    "dispatches": if_(waits, 0, "$_r.dispatches"),
-                    "cycle": if_({"$and": [run, state_in(FINAL)]}, {"$add": ["$_r.cycle", 1]}, "$_r.cycle"),
-                    "deferrals": if_(run, 0, "$_r.deferrals"),
                     "gone": if_("$_r.plan.accepted", REMOVE, "$_r.gone"),
+                    "deleted": if_("$_r.plan.accepted", REMOVE, "$_r.deleted"),
                     "left": if_("$_r.plan.accepted", REMOVE, "$_r.left"),
-                    "skipped": if_(run, REMOVE, "$_r.skipped"),
-                    "unrun": if_(run, REMOVE, "$_r.unrun"),
-                    "error": if_({"$and": [run, starts_anew]}, REMOVE, "$_r.error"),
                     "touched": flag_if(
                         {
                             "$or": [
@@ -191,6 +168,48 @@ def apply_observation(
         },
         {"$unset": "_r.plan"},
     ]
+
+
+def _again(
+    run: Expression, *, debounce: timedelta, max_wait: timedelta | None, reset_retries: bool
+) -> dict[str, Expression]:
+    """Return the fields of a record that a change makes run once more where *run* holds; `_r.plan.running` is known.
+
+    One that runs goes on, and is dirty; one that waits is due by the rules of the debounce (B-16), unless a deferral
+    holds it or the loop guard has paused it.
+    """
+    first_change = {"$ifNull": ["$_r.changedAt", NOW]}
+    due = after(debounce)
+    if max_wait is not None:
+        due = {"$max": [{"$min": [due, after(max_wait, first_change)]}, NOW]}
+    waits = {"$and": [run, {"$not": "$_r.plan.running"}]}
+    starts_anew = run if reset_retries else {"$and": [run, flag("fresh")]}
+    held = {"$and": [IS_PENDING, flag("held")]}
+    next_run = if_(held, {"$max": ["$nextRunAt", due]}, if_(flag("guarded"), None, due))
+    return {
+        "status": if_(
+            run,
+            if_("$_r.plan.running", RecordState.PROCESSING_DIRTY.value, RecordState.PENDING.value),
+            "$status",
+        ),
+        "updatedAt": if_(run, NOW, "$updatedAt"),
+        "dueAt": if_(run, due, "$dueAt"),
+        "nextRunAt": if_(waits, next_run, "$nextRunAt"),
+        "attempts": if_(starts_anew, 0, "$attempts"),
+        "firstErrorAt": if_(starts_anew, None, "$firstErrorAt"),
+        "lastError": if_(starts_anew, None, "$lastError"),
+        "_r": {
+            "changedAt": if_(run, first_change, "$_r.changedAt"),
+            "wakeAt": if_(waits, next_run, "$_r.wakeAt"),
+            "sent": if_(waits, FALSE, "$_r.sent"),
+            "dispatches": if_(waits, 0, "$_r.dispatches"),
+            "cycle": if_({"$and": [run, state_in(FINAL)]}, {"$add": ["$_r.cycle", 1]}, "$_r.cycle"),
+            "deferrals": if_(run, 0, "$_r.deferrals"),
+            "skipped": if_(run, REMOVE, "$_r.skipped"),
+            "unrun": if_(run, REMOVE, "$_r.unrun"),
+            "error": if_(starts_anew, REMOVE, "$_r.error"),
+        },
+    }
 
 
 def beside_known(records: str, named: dict[str, Any], known: Expression) -> list[Stage]:
@@ -315,6 +334,27 @@ def adopt_snapshot(generation: int) -> list[Stage]:
     ]
 
 
+def delete(*, at: object, debounce: timedelta, max_wait: timedelta | None, reset_retries: bool) -> list[Stage]:
+    """Return the pipeline that makes a deletion a run of its own (B-61).
+
+    It is a change like any other: a record that runs is dirty, one with failed attempts begins anew. One whose document
+    is known to be gone already is not told of it twice.
+
+    Args:
+        at: Cluster time of the observation.
+        debounce: Wait after a change.
+        max_wait: Longest wait counted from the first unhandled change.
+        reset_retries: Whether a change starts the attempts anew (B-15).
+    """
+    run = "$_r.plan.run"
+    again = _again(run, debounce=debounce, max_wait=max_wait, reset_retries=reset_retries)
+    return [
+        {"$set": {"_r.plan": {"run": {"$not": flag("gone")}, "running": IS_RUNNING}}},
+        {"$set": {**again, "_r": {**again["_r"], "at": at, "gone": True, "deleted": if_(run, at, "$_r.deleted")}}},
+        {"$unset": "_r.plan"},
+    ]
+
+
 def leave(*, at: object, gone: bool, history_limit: int) -> list[Stage]:
     """Return the pipeline that marks a record whose document is gone or has left the filter (B-8).
 
@@ -326,7 +366,7 @@ def leave(*, at: object, gone: bool, history_limit: int) -> list[Stage]:
         gone: The document was deleted; false: it has left the filter.
         history_limit: Newest entries kept.
     """
-    skips = {"$and": [IS_PENDING, {"$not": flag("forced")}]}
+    skips = {"$and": [IS_PENDING, {"$not": HAS_TO_RUN_ALL_THE_SAME}]}
     reason = "the document was deleted" if gone else "the document no longer matches the filter"
     return [
         {"$set": {"_r.skips": skips}},

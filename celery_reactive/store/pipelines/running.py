@@ -20,6 +20,7 @@ from celery_reactive.core.outcome import (
     Skipped,
 )
 from celery_reactive.core.states import RecordState
+from celery_reactive.core.task import ReactiveTask
 from celery_reactive.store.pipelines import loops
 from celery_reactive.store.pipelines.expressions import (
     ATTEMPTS_SO_FAR,
@@ -63,6 +64,7 @@ def start_attempt(*, token: str, worker: str, lease: timedelta, company: bool, t
         "before": ATTEMPTS_SO_FAR,
         "forced": flag("forced"),
         "company": company,
+        "deleted": "$_r.deleted",
         **({"values": "$lastObservedValues"} if track else {}),
     }
     return [
@@ -92,14 +94,11 @@ def renew(lease: timedelta) -> list[Stage]:
 
 def settle(
     outcome: Outcome,
+    task: ReactiveTask,
     *,
-    debounce: timedelta,
-    history_limit: int,
-    reset_retries: bool,
     observed_at: object,
     took: Expression | None = None,
     transaction: Binary | None = None,
-    track: bool = False,
 ) -> list[Stage]:
     """Return the pipeline that ends a run with *outcome*, whatever came in during it (B-24 to B-26, B-33, B-34).
 
@@ -109,21 +108,18 @@ def settle(
 
     Args:
         outcome: What the run came to.
-        debounce: Of the task, for the run after an overtaken one.
-        history_limit: Newest entries kept.
-        reset_retries: Whether a change starts the attempts anew (B-15); an overtaken run has found one.
+        task: Definition.
         observed_at: Cluster time known before the run's reads: the time of what the worker saw.
         took: Milliseconds that a completed run took, where the statement ends several; None: the outcome's own.
         transaction: Id of the session in whose transaction the run ends, if in any.
-        track: Whether a completed run leaves what it was for, to be compared with the next (B-63).
     """
-    handled = {"_r.handled": "$_r.claim.values"} if track and isinstance(outcome, Completed) else {}
+    history_limit, reset_retries = task.execution_history_limit, task.retry_policy.reset_retries_on_data_change
     again = {"$lte": [outcome.until, NOW]} if isinstance(outcome, Deferred) else None
     return [
         {"$set": {"_r.end": _decisions(outcome)}},
-        {"$set": _observation(outcome, observed_at)},
+        {"$set": _observation(outcome, observed_at, told_of_deletions=task.on_delete)},
         {"$set": _books(outcome, history_limit, reset_retries=reset_retries, took=took)},
-        {"$set": _target(outcome, debounce)},
+        {"$set": _target(outcome, task.debounce)},
         {"$set": _skip_when_off(history_limit)},
         {
             "$set": {
@@ -132,11 +128,23 @@ def settle(
                 "_r.sent": False,
                 "_r.dispatches": 0,
                 **loops.noted(again=again, by=transaction),
-                **handled,
+                **_handled(outcome, task),
             },
         },
         {"$unset": ["_r.end", "_r.touched"]},
     ]
+
+
+def _handled(outcome: Outcome, task: ReactiveTask) -> dict[str, Expression]:
+    """What the run leaves to be compared with the next (B-63), and the deletion that needs no run any more (B-61)."""
+    fields: dict[str, Expression] = {}
+    if task.track_changes and isinstance(outcome, Completed):
+        fields["_r.handled"] = "$_r.claim.values"
+    if task.on_delete and isinstance(outcome, Completed | Skipped):
+        # One that came during the run is another.
+        own = {"$eq": ["$_r.deleted", "$_r.claim.deleted"]}
+        fields["_r.deleted"] = if_(own, REMOVE, "$_r.deleted")
+    return fields
 
 
 def _decisions(outcome: Outcome) -> dict[str, Expression]:
@@ -156,15 +164,18 @@ def _decisions(outcome: Outcome) -> dict[str, Expression]:
     return {"dirty": IS_DIRTY, "forced": flag("forced"), "touched": touched}
 
 
-def _observation(outcome: Outcome, observed_at: object) -> dict[str, Expression]:
-    """What the run itself saw of the document, unless the planner has seen something newer."""
+def _observation(outcome: Outcome, observed_at: object, *, told_of_deletions: bool) -> dict[str, Expression]:
+    """What the run itself saw of the document, unless the planner has seen something newer.
+
+    A deletion that is to have a run of its own stays for the planner to find.
+    """
     newer_known: Expression = {"$gt": ["$_r.at", observed_at]}
     match outcome:
         case Skipped(gone=gone, left=left) if gone or left:
             # What came in during the run may have been seen after the run looked, also by a scan, whose time is older.
             newer_known = {"$or": [newer_known, "$_r.end.dirty", "$_r.end.touched"]}
             return {
-                "_r.gone": if_(newer_known, "$_r.gone", True if gone else "$_r.gone"),
+                "_r.gone": if_(newer_known, "$_r.gone", True if gone and not told_of_deletions else "$_r.gone"),
                 "_r.left": if_(newer_known, "$_r.left", True if left else "$_r.left"),
             }
         case Overtaken(values=values, generation=generation):

@@ -340,7 +340,7 @@ def leave(
     gone: bool,
     session: ClientSession | None = None,
 ) -> int:
-    """Mark the records of documents that are gone or have left the filter (B-8).
+    """Mark the records of documents that are gone or have left the filter (B-8), or have deletions run (B-61).
 
     Only records whose newest observation is older than *at* are touched: after `apply_observations`
     with the same time those are the ones whose documents did not match.
@@ -351,13 +351,22 @@ def leave(
     Raises:
         StoreUnavailableError: A part of it may have been written; doing it again is harmless.
     """
+    if gone and task.on_delete:
+        pipeline = pipelines.delete(
+            at=at,
+            debounce=task.debounce,
+            max_wait=task.debounce_max_wait,
+            reset_retries=task.retry_policy.reset_retries_on_data_change,
+        )
+    else:
+        pipeline = pipelines.leave(at=at, gone=gone, history_limit=task.execution_history_limit)
     result = records.update_many(
         {
             "_id": {"$in": [RecordKey(task.name, doc_id).id for doc_id in doc_ids]},
             "_r.at": {"$lt": at},
             "_r.gen": {"$lte": generation},
         },
-        pipelines.leave(at=at, gone=gone, history_limit=task.execution_history_limit),
+        pipeline,
         hint=BY_ID,
         session=session,
     )

@@ -39,6 +39,7 @@ _CLAIMED_FIELDS = (
     "_r.claim.token",
     "_r.reset",
     "_r.handled",
+    "_r.gone",
 )
 
 
@@ -143,6 +144,7 @@ def _claim(task: str, record: RawBSONDocument, session: ClientSession) -> Claim:
         cluster_time=known_time(session),
         reset_for=int(books["reset"]["version"]) if "reset" in books else 0,
         reset_at=books["reset"]["at"] if "reset" in books else None,
+        gone=bool(books.get("gone")),
         handled=_as_values(record["_r"]["handled"]) if "handled" in books else None,
     )
 
@@ -232,10 +234,7 @@ def settle_together(
         {"_id": {"$in": ids}, "_r.claim.token": token, **pipelines.state_is(COMPLETE.sources)},
         pipelines.settle(
             outcome,
-            debounce=task.debounce,
-            history_limit=task.execution_history_limit,
-            reset_retries=task.retry_policy.reset_retries_on_data_change,
-            track=task.track_changes,
+            task,
             observed_at=claims[0].cluster_time,
             took=durations and pipelines.took_each([claim.key.doc_id for claim in claims], durations),
         ),
@@ -267,14 +266,7 @@ def settle_each(
     ends = [
         UpdateOne(
             {"_id": claim.key.id, "_r.claim.token": token, **pipelines.state_is(COMPLETE.sources)},
-            pipelines.settle(
-                outcome,
-                debounce=task.debounce,
-                history_limit=task.execution_history_limit,
-                reset_retries=task.retry_policy.reset_retries_on_data_change,
-                track=task.track_changes,
-                observed_at=claim.cluster_time,
-            ),
+            pipelines.settle(outcome, task, observed_at=claim.cluster_time),
             hint=BY_ID,
         )
         for claim, outcome in zip(claims, outcomes, strict=True)
@@ -362,10 +354,7 @@ def _settle(
         {**owned, **pipelines.state_is(COMPLETE.sources)},
         pipelines.settle(
             outcome,
-            debounce=task.debounce,
-            history_limit=task.execution_history_limit,
-            reset_retries=task.retry_policy.reset_retries_on_data_change,
-            track=task.track_changes,
+            task,
             observed_at=observed_at,
             transaction=session.session_id["id"] if session is not None and session.in_transaction else None,
         ),
