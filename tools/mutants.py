@@ -119,8 +119,8 @@ CONDITIONS = {
         "a document that was inserted and deleted again during the run is not told of",
     ),
     "delete: left to the planner": (
-        "True if gone and not told_of_deletions else \"$_r.gone\"",
-        "True if gone else \"$_r.gone\"",
+        'True if gone and not told_of_deletions else "$_r.gone"',
+        'True if gone else "$_r.gone"',
         "a deletion that a run has seen before the planner is not told of",
     ),
     "delete: inserted again": (
