@@ -303,3 +303,13 @@ def test_a_worker_with_a_newer_definition_runs_it(bench: Bench, connection: Conn
     execute(runtime, other, [Named(bench.key(1), 0)], each(body), token="t", worker="w")  # noqa: S106
     assert told == [(True, {"v": 1})]
     assert handled(bench)
+
+
+def test_inserted_again_and_left_again_nothing_runs(bench: Bench) -> None:
+    """B-61: the insert has taken the deletion's place, and then the document is none of the task's."""
+    bench.handle(document())
+    delete(bench)
+    bench.plan(document(2))
+    bench.plan({"_id": 1, "on": False})
+    assert bench.state(1) is COMPLETED
+    assert not bench.claim(1)
