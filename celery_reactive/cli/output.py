@@ -34,7 +34,7 @@ VERBATIM = frozenset({"doc_id", "source_doc_id", "last_observed_values", "asked"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 secrets_option = click.option(
-    "--show-secrets", is_flag=True, help="Show the values of fields such as password and token, too; they are masked."
+    "--show-secrets", is_flag=True, help="Show what is masked otherwise: values of fields such as password and token."
 )
 
 
