@@ -67,6 +67,10 @@ class Shop(Project):
         """Write documents."""
         self.database.jobs.insert_many({"_id": number} for number in range(first, last))
 
+    def sent(self) -> int:
+        """Return how many documents messages are on their way for."""
+        return self.database["jobs_tasks"].count_documents({"_r.sent": True})
+
     def completed(self) -> int:
         """Return how many documents have been handled."""
         return self.database["jobs_tasks"].count_documents({"status": "completed"})
@@ -105,7 +109,7 @@ def lose_a_backlog(shop: Shop, lose: Callable[[], None]) -> None:
     """Let all messages of a backlog be lost, and then a worker come up: everything is handled long before its time."""
     planner = shop.planner("planner")
     shop.write(0, DOCUMENTS)
-    shop.wait_until(lambda: shop.depth() == DOCUMENTS)
+    shop.wait_until(lambda: shop.sent() == DOCUMENTS and shop.depth())
     lose()
     shop.worker("--concurrency", "2")
     shop.wait_until(lambda: shop.completed() == DOCUMENTS, timeout=BEFORE_THE_DEADLINE)
@@ -115,10 +119,11 @@ def lose_a_backlog(shop: Shop, lose: Callable[[], None]) -> None:
 
 def lose_under_load(shop: Shop, lose: Callable[[], None]) -> None:
     """Let what waits be lost while workers are busy and more is written: all is handled, nothing twice at once."""
-    shop.worker("--concurrency", "2")
+    # Of the few messages that are sent ahead, some must be left in the queue.
+    shop.worker("--concurrency", "2", "--prefetch-multiplier", "1")
     planner = shop.planner("planner")
     shop.write(0, 2 * DOCUMENTS)
-    shop.wait_until(lambda: shop.completed() >= 2)
+    shop.wait_until(lambda: shop.completed() >= 2 and shop.depth())
     lose()
     shop.write(2 * DOCUMENTS, 3 * DOCUMENTS)
     shop.wait_until(lambda: shop.completed() == 3 * DOCUMENTS, timeout=BEFORE_THE_DEADLINE)
