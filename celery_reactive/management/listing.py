@@ -10,7 +10,7 @@ import base64
 import binascii
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import bson
@@ -48,7 +48,7 @@ MAX_SORTED = 20_000
 """Most records that are sorted for a page where no index has them in order."""
 _MAX_RANGES = 200
 """Of an index that the server merges in order; of more than so many it sorts everything instead."""
-_MOMENTS_MS = 100
+_MOMENTS = timedelta(milliseconds=100)
 _RENAMED = {"scheduledAt": "nextRunAt", "scheduled_at": "nextRunAt", "finishedAt": "lastFinalizedAt"}
 
 
@@ -213,7 +213,7 @@ def _count_up_to(enough: int, runtime: Runtime, selection: Selection) -> int:
     counted = 0
     for part in selection.parts:
         try:
-            counted += queries.count(part.records, part.wanted, at_most=enough, time_limit_ms=_MOMENTS_MS)
+            counted += queries.count(part.records, part.wanted, at_most=enough, within=_MOMENTS)
         except StoreBusyError:
             return enough
         if counted >= enough:

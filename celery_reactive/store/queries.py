@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import EllipsisType
 from typing import Any
 
@@ -20,7 +20,7 @@ from pymongo.collection import Collection
 from celery_reactive.core.record import CODEC, RecordKey
 from celery_reactive.core.states import FINAL, RecordState
 from celery_reactive.store import indexes
-from celery_reactive.store.errors import translated, translating
+from celery_reactive.store.errors import time_limit, translated, translating
 
 Documents = Collection[dict[str, Any]]
 Query = dict[str, Any]
@@ -205,21 +205,26 @@ def count(
     *,
     among: Sequence[Mapping[str, Any]] | None = None,
     at_most: int = 0,
-    time_limit_ms: int = TIME_LIMIT_MS,
+    within: timedelta | None = None,
 ) -> int:
     """Return how many records are *wanted*, of those with the `_id`s *among* if these are given.
 
     With *at_most* no range of the index is counted further than that; 0: all are counted.
 
     Raises:
-        StoreBusyError: Not counted within the time limit.
+        StoreBusyError: Not counted within the time limit: *within*, where no index counts them and it is given.
         StoreUnavailableError: MongoDB does not answer.
         StatementFailedError: The document id or the pattern cannot be sent, or the server refuses it.
     """
     if among is None and wanted.is_counted_by_index:
         pairs = itertools.product(wanted.tasks, wanted.states)
         return sum(count_in_state(records, *pair, at_most=at_most) for pair in pairs)
-    return records.count_documents(_narrowed(wanted, among), maxTimeMS=time_limit_ms)
+    query = _narrowed(wanted, among)
+    if within is None:
+        return records.count_documents(query, maxTimeMS=TIME_LIMIT_MS)
+    # The statement's own limit would not hold inside of a request that has one.
+    with time_limit(within), translating():
+        return records.count_documents(query)
 
 
 @translated

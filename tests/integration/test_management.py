@@ -13,6 +13,7 @@ import pytest
 from bson import Decimal128, Int64, MaxKey, MinKey, ObjectId
 from bson.datetime_ms import DatetimeMS
 from celery import Celery
+from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from celery_reactive import Page, Reactive, TaskRecord, signals
@@ -21,6 +22,7 @@ from celery_reactive.core.states import RecordState
 from celery_reactive.errors import ConfigurationError, ForeignRecordsError, StatementFailedError, UnknownTaskError
 from celery_reactive.management import listing
 from celery_reactive.store import definitions, records, unplanned
+from celery_reactive.store.errors import time_limit
 from tests.integration.bench import Bench
 from tests.integration.shop import on, shop_app
 
@@ -607,3 +609,20 @@ def test_a_record_that_the_loop_guard_has_paused_is_resumed(reactive: Reactive, 
     assert sync.claim(1)
     with pytest.raises(UnknownTaskError, match="known"):
         reactive.resume("nothing", 1)
+
+
+def test_a_count_that_takes_more_than_moments_is_given_up_also_in_a_limited_request(
+    reactive: Reactive, client: MongoClient[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B-51: a page does not wait for a number, however long it may take altogether."""
+    monkeypatch.setattr(listing, "_MOMENTS", timedelta(milliseconds=50))
+    reactive.get_tasks(error="refused")
+    slow = {"failCommands": ["aggregate"], "blockConnection": True, "blockTimeMS": 1500}
+    client.admin.command({"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": slow})
+    try:
+        with time_limit(timedelta(seconds=20)):
+            page = listing.get_tasks(reactive.runtime, {"error": "refused"}, enough=1000)
+    finally:
+        client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+    assert page.total == 1000
+    assert page.items == []
