@@ -79,7 +79,6 @@ KNOWS_BEST = {
     "limiter": "limits",
     "operations": "operations",
     "orphans": "cleanup",
-    "orphans._remove: _r.deleted": "on_delete",
     "orphans.forget": "cleanup_by_hand",
     "orphans.remove_all": "cleanup_by_hand",
     "positions": "leadership",

@@ -320,7 +320,6 @@ def _remove(records: Documents, task: str, orphans: Sequence[Seen], criteria: Cr
     guard = {
         "status": {"$in": sorted(FINAL)},
         "_r.changedAt": None,
-        "_r.deleted": None,
         "$or": _marks(criteria),
         "$expr": {
             "$and": [
