@@ -159,11 +159,13 @@ class MongoServer:
 
 
 def find_mongod() -> Path | None:
-    """Return the program; None if only SecantusDB is here.
+    """Return the program; None if only SecantusDB is here, or CELERY_REACTIVE_EMBEDDED=secantus asks for it.
 
     Raises:
         EmbeddedServerError: Neither is.
     """
+    if os.environ.get("CELERY_REACTIVE_EMBEDDED") == "secantus":
+        return None
     named = os.environ.get("MONGOD") or shutil.which("mongod")
     if named:
         return Path(named)
@@ -203,8 +205,9 @@ def _mongod_command(program: Path, port: int, folder: Path, oplog_mib: int) -> l
 def _secantus_command(port: int, folder: Path) -> list[str]:
     return [
         sys.executable,
-        "-m",
-        "secantus",
+        # Its folder is not to be searched for modules.
+        "-P",
+        str(Path(__file__).with_name("stand_in.py")),
         f"--host={HOST}",
         f"--port={port}",
         f"--storage-path={folder / 'data'}",
