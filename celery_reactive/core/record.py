@@ -132,6 +132,8 @@ class Claim:
     reset_at: datetime | None = None
     gone: bool = False
     """The document had been seen to be deleted: the run is for that, or for a retry by hand."""
+    deleted: bool = False
+    """A deletion waits for this run (B-61)."""
     handled: RawBSONDocument | None = None
     """`{"v": watched values of the last completed run}`, where the task tracks changes and there was one."""
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from bson import MaxKey, Timestamp
 
@@ -84,6 +85,7 @@ class Reconciler:
                 generation=task.generation,
                 needs=stored[task.definition.name].needs,
                 term=self._term,
+                collection=scan.collection_id,
             )
         scan.end()
         seconds = time.monotonic() - started
@@ -106,9 +108,10 @@ class _Scan:
         self._runtime = runtime
         self._planning = planning
         self._source = runtime.connection.source(tasks[0].definition)
-        is_there = server.has_collection(self._source.database, self._source.name)
+        self.collection_id = server.collection_id(self._source.database, self._source.name)
+        """Of the collection that is walked; another may take its name meanwhile."""
         self._tasks = {
-            task.definition.name: _as_scanned(task, stored[task.definition.name], is_there=is_there) for task in tasks
+            task.definition.name: _as_scanned(task, stored[task.definition.name], self.collection_id) for task in tasks
         }
         self._known = frozenset(name for name in self._tasks if stored[name].scanned_filter)
         """Tasks whose documents have all been looked at before, under another filter maybe."""
@@ -314,10 +317,16 @@ class _Scan:
         """
         existing = scans.find_existing(self._source, off, session=session)
         absent = self._without(task, off, existing, session)
+        if absent and task.definition.on_delete and self._is_replaced():
+            task = _without_deletions(task)
         for doc_ids, gone in ((absent, True), (_difference(off, absent), False)):
             if doc_ids:
                 self._planning.leave(task, doc_ids, at=at, gone=gone, session=session)
         self._planning.apply(task, off, at=at, live=False, session=session)
+
+    def _is_replaced(self) -> bool:
+        """Whether the collection has been dropped or renamed since the walk began, by a look after what was read."""
+        return server.collection_id(self._source.database, self._source.name) != self.collection_id
 
     def _without(
         self, task: PlannedTask, page: Sequence[Any], found: Sequence[Any], session: ClientSession
@@ -347,7 +356,7 @@ class _Scan:
         return self._runtime.settings.batch_size
 
 
-def _as_scanned(task: PlannedTask, stored: Controls, *, is_there: bool) -> PlannedTask:
+def _as_scanned(task: PlannedTask, stored: Controls, collection_id: UUID | None) -> PlannedTask:
     """Return *task* as documents without a record, and records without a document, are planned for it.
 
     Where all documents have been looked at under the same filter, those have come since: they run, also without a
@@ -356,9 +365,13 @@ def _as_scanned(task: PlannedTask, stored: Controls, *, is_there: bool) -> Plann
     definition = task.definition
     if stored.scanned_filter == stored.filter_text:
         definition = dataclasses.replace(definition, backfill=True)
-    if stored.dropped or not is_there:
-        definition = dataclasses.replace(definition, on_delete=False)
-    return dataclasses.replace(task, definition=definition)
+    task = dataclasses.replace(task, definition=definition)
+    is_another = stored.scanned_collection not in (None, collection_id)
+    return _without_deletions(task) if stored.dropped or collection_id is None or is_another else task
+
+
+def _without_deletions(task: PlannedTask) -> PlannedTask:
+    return dataclasses.replace(task, definition=dataclasses.replace(task.definition, on_delete=False))
 
 
 def _difference(doc_ids: Sequence[Any], others: Sequence[Any]) -> list[Any]:

@@ -4,11 +4,11 @@ The leader writes the definition part, naming its term; handlers and operators w
 Workers read the whole document from the primary before each claim, uncached, so that a pause or a
 throttle that has returned is in force for every claim that begins after it (B-35).
 
-A document: `{_id: {k: "task", t: name}, task, term, gen, filter, projection (extended JSON text),
-namespace, group, past, handlerVersion, reconciledGen, reconciledAt, scannedFilter, needs, paused, throttledUntil,
-limits}`. `past` holds the newest earlier generations with their projections, `scannedFilter` is the one under which
-every document of `namespace` has been looked at last, `needs` counts the reasons for a reconciliation, so that one that
-began before the last of them does not count as done.
+A document: `{_id: {k: "task", t: name}, task, term, gen, filter, projection (extended JSON text), namespace, group, past,
+onDelete, handlerVersion, reconciledGen, reconciledAt, scannedFilter, scannedCollection, needs, paused, throttledUntil,
+limits}`. `past` holds the newest earlier generations with their projections, `scannedFilter` is the one under which every
+document of `namespace` has been looked at last, `scannedCollection` the id that the server had given that collection,
+`needs` counts the reasons for a reconciliation, so that one that began before the last of them does not count as done.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from bson import json_util
 from pymongo import ReturnDocument
@@ -53,12 +54,16 @@ class Controls:
     """Whether `throttled_until` lay ahead by the server's clock when this was read."""
     handler_version: int = 0
     """Of the code that the records were last looked at for (B-44); 0: none yet."""
+    on_delete: bool = False
+    """Whether the leader has deletions run (B-61)."""
     dropped: bool = False
     """Its collection was dropped or renamed since every document was last looked at."""
     needs: int = 0
     """Counts the reasons for a reconciliation; one that began under another number does not count as done."""
     scanned_filter: str = ""
     """Under which every document has been looked at last; empty: they have not been yet."""
+    scanned_collection: UUID | None = None
+    """What `server.collection_id` said when every document was looked at last; None: not known."""
     past: tuple[tuple[int, str], ...] = ()
     """Earlier generations that are known, each with its projection."""
     reconciled_at: datetime | None = None
@@ -110,7 +115,12 @@ class Controls:
         return dataclasses.replace(self, generation=self.generation + 1, projection_text=text, past=past).lineage
 
     def applied_to(self, task: ReactiveTask) -> ReactiveTask:
-        """Return *task* with the stored filter and projection: workers check documents with those (B-43)."""
+        """Return *task* with the stored filter and projection: workers check documents with those (B-43).
+
+        A deletion is the planner's to find where either of the two has deletions run.
+        """
+        if self.on_delete and not task.on_delete:
+            task = dataclasses.replace(task, on_delete=True)
         if not self.filter_text or (self.filter_text, self.projection_text) == definition_texts(task):
             return task
         stored = compile_filter(json_util.loads(self.filter_text, json_options=EXACT_EJSON) or None)
@@ -168,9 +178,11 @@ def _controls(task: str, stored: Mapping[str, Any]) -> Controls:
         collated=bool(stored.get("collated")),
         is_throttled=until is not None and until > stored["now"],
         handler_version=int(stored.get("handlerVersion", 0)),
+        on_delete=bool(stored.get("onDelete")),
         dropped=bool(stored.get("dropped")),
         needs=int(stored.get("needs", 0)),
         scanned_filter=stored.get("scannedFilter") or "",
+        scanned_collection=stored.get("scannedCollection"),
         past=tuple((int(past["gen"]), past["projection"]) for past in stored.get("past") or []),
         reconciled_at=stored.get("reconciledAt"),
         read_at=stored.get("now"),
@@ -229,9 +241,11 @@ def define(
         "projection": {"$literal": projection_text},
         "namespace": {"$literal": namespace},
         "collated": collated,
+        "onDelete": task.on_delete,
         "handlerVersion": {"$ifNull": ["$handlerVersion", task.evolution.handler_version]},
         "past": {"$cond": [same, "$past", _with_present_generation()]},
         "scannedFilter": {"$cond": [same_place, "$scannedFilter", "$$REMOVE"]},
+        "scannedCollection": {"$cond": [same_place, "$scannedCollection", "$$REMOVE"]},
     }
     if not task.evolution.reconcile_on_trigger_change:
         # What was looked at stays so; a scan that has not come to its end, and another collection, are still wanted.
@@ -251,7 +265,9 @@ def _with_present_generation() -> dict[str, Any]:
 
 
 @translated
-def mark_reconciled(globals_: Globals, task: str, *, generation: int, needs: int, term: int) -> None:
+def mark_reconciled(
+    globals_: Globals, task: str, *, generation: int, needs: int, term: int, collection: UUID | None = None
+) -> None:
     """Note that every document has been looked at under *generation* of *task*, unless that is needed once more.
 
     What earlier generations watched is forgotten then: no record speaks of it any more.
@@ -262,6 +278,7 @@ def mark_reconciled(globals_: Globals, task: str, *, generation: int, needs: int
         generation: Of the definition that was reconciled.
         needs: The count of reasons as read before the reconciliation began.
         term: The leader's term.
+        collection: What `server.collection_id` said then.
 
     Raises:
         TermEndedError: A newer leader plans. Nothing was written.
@@ -272,6 +289,7 @@ def mark_reconciled(globals_: Globals, task: str, *, generation: int, needs: int
         "reconciledGen": generation,
         "reconciledAt": "$$NOW",
         "scannedFilter": "$filter",
+        "scannedCollection": collection,
         "past": of_use,
         "dropped": False,
     }

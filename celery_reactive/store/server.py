@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
-from bson import ObjectId, Timestamp
+from bson import Binary, ObjectId, Timestamp
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
@@ -115,9 +116,14 @@ def has_collation(database: Database[Any], name: str) -> bool:
 
 
 @translated
-def has_collection(database: Database[Any], name: str) -> bool:
-    """Return whether there is a collection *name*."""
-    return name in database.list_collection_names(filter={"name": name})
+def collection_id(database: Database[Any], name: str) -> UUID | None:
+    """Return what tells collection *name* from any other that has had its name; None: there is none."""
+    found = next(iter(database.list_collections(filter={"name": name})), None)
+    if found is None:
+        return None
+    told: UUID | Binary = found["info"]["uuid"]
+    # The driver decodes it as the client's address says, whatever the database's options are.
+    return told if isinstance(told, UUID) else told.as_uuid()
 
 
 @translated

@@ -99,6 +99,7 @@ def execute(
                 session=session,
                 one_only=one_only,
                 permit=permit,
+                knows_deletions=task.on_delete,
             )
             if len(runs) < len(named):
                 _send_again_when_due(runtime, task, named, runs, wait=permit.wait if permit else _NO_WAIT)
@@ -128,6 +129,7 @@ def _claim(
     session: ClientSession,
     one_only: bool,
     permit: Permit | None,
+    knows_deletions: bool,
 ) -> list[Run]:
     """Claim what is due of *keys*, and no more than *permit* has starts for."""
     until = None if permit is None else permit.claim_until
@@ -172,6 +174,7 @@ def _claim(
             outdated=claim.generation < controls.generation,
             generation=controls.generation if projection is None else claim.generation,
             permit=permit,
+            knows_deletions=knows_deletions,
         )
 
     return [run_of(claim) for claim in claims]
@@ -252,7 +255,12 @@ def _run(runs: Sequence[Run], body: Body, session: ClientSession, company: Compa
 def _has_ended_unseen(run: Run, session: ClientSession) -> bool:
     """End *run* where its handler is not to be called; whether that was so."""
     is_unsure = run.outdated and not run.deleted
-    unseen = _left_to_newer_code(run) or (_ended_unseen(run, session) if is_unsure else None) or _too_late(run)
+    unseen = (
+        _left_to_newer_code(run)
+        or _not_told_of_deletion(run)
+        or (_ended_unseen(run, session) if is_unsure else None)
+        or _too_late(run)
+    )
     if unseen is None:
         return False
     HEARTBEAT.settled(run)
@@ -309,6 +317,14 @@ def _left_to_newer_code(run: Run) -> GivenBack | None:
     if claim.reset_at is None or claim.reset_for <= run.task.evolution.handler_version:
         return None
     return GivenBack(wait=_NEWER_CODE_WAIT) if claim.started_at - claim.reset_at < _NEWER_CODE_PATIENCE else None
+
+
+def _not_told_of_deletion(run: Run) -> GivenBack | Skipped | None:
+    """Keep a deletion from a handler that knows of none: another's code does, or nobody's does any more (B-61)."""
+    if run.knows_deletions or not run.claim.deleted:
+        return None
+    is_wanted = run.task.on_delete
+    return GivenBack(wait=_NEWER_CODE_WAIT) if is_wanted else Skipped("the document was deleted", gone=True)
 
 
 def _too_late(run: Run) -> GivenBack | None:

@@ -36,6 +36,7 @@ class Run:
         outdated: bool = False,
         generation: int | None = None,
         permit: Permit | None = None,
+        knows_deletions: bool | None = None,
     ) -> None:
         self.runtime = runtime
         self.task = task
@@ -44,7 +45,9 @@ class Run:
         """The watched collection compares strings under a collation of its own."""
         self.outdated = outdated
         """The record was observed under an older definition than the stored one."""
-        self.deleted = task.on_delete and claim.gone
+        self.knows_deletions = task.on_delete if knows_deletions is None else knows_deletions
+        """The task says `on_delete` in this process's code."""
+        self.deleted = self.knows_deletions and claim.gone
         """It is for the deletion of its document (B-61)."""
         self.generation = claim.generation if generation is None else generation
         """Of the definition in `task`, whose projection this run is checked with."""

@@ -40,6 +40,7 @@ from celery_reactive.store import (
     orphans,
     positions,
     records,
+    server,
     unplanned,
     wake,
 )
@@ -124,7 +125,8 @@ def _globals(connection: Connection, bench: Bench) -> None:
     for options in (OPTIONS, {**OPTIONS, "watch_projection": {"v": 1, "w": 1}}, OPTIONS):
         task = declare(TASK, options)
         definitions.define(globals_, task, namespace=connection.namespace(task), collated=False, term=term)
-    definitions.mark_reconciled(globals_, TASK, generation=3, needs=0, term=term)
+    place = server.collection_id(bench.source.database, bench.source.name)
+    definitions.mark_reconciled(globals_, TASK, generation=3, needs=0, term=term, collection=place)
     definitions.store_handler_version(globals_, TASK, 2, term=term)
     definitions.throttle(globals_, TASK, bench.now())
     definitions.set_paused(globals_, "shop.index", paused=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -13,9 +14,10 @@ from celery_reactive.core.filters import compile_filter
 from celery_reactive.core.message import Named
 from celery_reactive.core.outcome import Completed, Errored, Exhausted, Failure, GivenBack, Outcome, Skipped
 from celery_reactive.core.policies import CleanupPolicy, DeleteWhen
-from celery_reactive.core.record import Claim
+from celery_reactive.core.record import Claim, RecordKey
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.states import RecordState
+from celery_reactive.core.task import ReactiveTask
 from celery_reactive.runtime import Runtime
 from celery_reactive.settings import Settings
 from celery_reactive.store import definitions, orphans
@@ -24,7 +26,7 @@ from celery_reactive.store.orphans import Criteria
 from celery_reactive.worker.context import TaskContext
 from celery_reactive.worker.execute import execute, outcome_of_return
 from celery_reactive.worker.run import Run
-from tests.integration.bench import TOOK, Bench, Document, each
+from tests.integration.bench import TOOK, Bench, Document, each, overtaken
 from tests.integration.conftest import MakeBench, MakeDesk
 from tests.integration.test_reconcile import reconcile
 
@@ -283,6 +285,47 @@ def test_a_collection_that_is_not_there_was_dropped(bench: Bench, make_desk: Mak
     assert bench.state(1) is COMPLETED
 
 
+@pytest.mark.parametrize("made_again", [True, False])
+def test_a_collection_that_is_dropped_during_a_scan(
+    bench: Bench, make_desk: MakeDesk, monkeypatch: pytest.MonkeyPatch, *, made_again: bool
+) -> None:
+    """B-61: the scan began for another reason, and the stream has yet to tell of the drop."""
+    desk = make_desk(bench)
+    desk.define()
+    bench.handle(document())
+    lay = desk.planning.apply
+
+    def drop_and_lay(*args: Any, **kwargs: Any) -> set[bytes]:
+        bench.source.drop()
+        if made_again:
+            bench.put({"_id": 2, "on": True, "v": 1})
+        return lay(*args, **kwargs)
+
+    monkeypatch.setattr(desk.planning, "apply", drop_and_lay)
+    assert reconcile(desk)
+    assert bench.state(1) is COMPLETED
+
+
+def test_a_collection_that_was_dropped_and_made_again(bench: Bench, make_desk: MakeDesk) -> None:
+    """B-61: while no planner ran, and the scan that its start wants is faster than the stream."""
+    desk = make_desk(bench)
+    desk.define()
+    bench.handle(document())
+    assert reconcile(desk)
+    bench.source.drop()
+    bench.put({"_id": 2, "on": True, "v": 1})
+    definitions.mark_unreconciled(bench.connection.globals(), bench.task.name, term=1)
+    assert reconcile(desk)
+    assert bench.record(1)["_r"]["gone"] is True
+    assert bench.state(1) is COMPLETED
+    bench.plan(document())
+    bench.complete(*bench.claim(1))
+    bench.delete(1)
+    definitions.mark_unreconciled(bench.connection.globals(), bench.task.name, term=1)
+    assert reconcile(desk)
+    assert bench.state(1) is PENDING
+
+
 def test_a_worker_with_a_newer_definition_runs_it(bench: Bench, connection: Connection, settings: Settings) -> None:
     """B-32, B-61: there is no document that the stored filter could be asked about."""
     bench.handle(document())
@@ -303,6 +346,75 @@ def test_a_worker_with_a_newer_definition_runs_it(bench: Bench, connection: Conn
     execute(runtime, other, [Named(bench.key(1), 0)], each(body), token="t", worker="w")  # noqa: S106
     assert told == [(True, {"v": 1})]
     assert handled(bench)
+
+
+@pytest.fixture
+def told(connection: Connection, settings: Settings) -> Callable[[ReactiveTask], list[bool]]:
+    """Let a worker whose code has a task run the record; return what each call of its handler was told."""
+
+    def run(task: ReactiveTask) -> list[bool]:
+        calls: list[bool] = []
+
+        def body(run: Run, context: TaskContext) -> Outcome:
+            calls.append(context.deleted)
+            return outcome_of_return(run)
+
+        runtime = Runtime(settings, Registry(), connection)
+        execute(runtime, task, [Named(RecordKey(task.name, 1), 0)], each(body), token="t", worker="w")  # noqa: S106
+        return calls
+
+    return run
+
+
+def test_a_deletion_that_waits_when_the_option_is_switched_off(
+    bench: Bench, connection: Connection, told: Callable[[ReactiveTask], list[bool]]
+) -> None:
+    """B-8, B-61: nothing runs for a document that is gone, and the cleanup may have the record."""
+    bench.handle(document())
+    delete(bench)
+    off = dataclasses.replace(bench.task, on_delete=False)
+    definitions.define(connection.globals(), off, namespace="shop.orders", collated=False, term=1)
+    assert told(off) == []
+    assert bench.record(1)["executionHistory"][-1]["status"] == "skipped"
+    bench.task = off
+    assert handled(bench)
+
+
+def test_a_worker_whose_code_knows_no_deletions_leaves_them_to_others(
+    bench: Bench, connection: Connection, told: Callable[[ReactiveTask], list[bool]]
+) -> None:
+    """B-43, B-61: while two versions of the code are deployed the leader's counts."""
+    bench.handle(document())
+    delete(bench)
+    definitions.define(connection.globals(), bench.task, namespace="shop.orders", collated=False, term=1)
+    assert told(dataclasses.replace(bench.task, on_delete=False)) == []
+    assert bench.state(1) is PENDING
+    assert bench.record(1)["attempts"] == 0
+    bench.make_due(1)
+    assert told(bench.task) == [True]
+    assert handled(bench)
+
+
+def test_a_deletion_that_is_tried_again_when_the_option_is_switched_off(bench: Bench) -> None:
+    """B-61: whoever ends its run, the record waits for nothing more."""
+    bench.handle(document())
+    delete(bench)
+    claim = deletion(bench)
+    bench.task = dataclasses.replace(bench.task, on_delete=False)
+    assert bench.complete(claim).state is COMPLETED
+    assert handled(bench)
+
+
+def test_inserted_again_outside_the_filter_nothing_runs_after_a_read_of_it(bench: Bench) -> None:
+    """B-8, B-61: a run for the deletion has found the new document, which has left before it could run."""
+    bench.handle(document())
+    delete(bench)
+    claim = deletion(bench)
+    bench.put(document(2))
+    assert bench.settle(claim, overtaken({"v": 2})).state is PENDING
+    bench.put({"_id": 1, "on": False})
+    bench.leave(1)
+    assert bench.state(1) is COMPLETED
 
 
 def test_inserted_again_and_left_again_nothing_runs(bench: Bench) -> None:

@@ -140,7 +140,7 @@ def _handled(outcome: Outcome, task: ReactiveTask) -> dict[str, Expression]:
     fields: dict[str, Expression] = {}
     if task.track_changes and isinstance(outcome, Completed):
         fields["_r.handled"] = "$_r.claim.values"
-    if task.on_delete and isinstance(outcome, Completed | Skipped):
+    if isinstance(outcome, Completed | Skipped):
         # One that came during the run is another.
         own = {"$eq": ["$_r.deleted", "$_r.claim.deleted"]}
         fields["_r.deleted"] = if_(own, REMOVE, "$_r.deleted")
@@ -188,6 +188,7 @@ def _observation(outcome: Outcome, observed_at: object, *, told_of_deletions: bo
                 "_r.at": if_(newer_known, "$_r.at", observed_at),
                 "_r.gen": if_(newer_known, "$_r.gen", generation),
                 "_r.gone": if_(newer_known, "$_r.gone", REMOVE),
+                "_r.deleted": if_(newer_known, "$_r.deleted", REMOVE),
                 "_r.left": if_(newer_known, "$_r.left", REMOVE),
                 "_r.changedAt": {"$ifNull": ["$_r.changedAt", NOW]},
             }

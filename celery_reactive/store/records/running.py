@@ -37,6 +37,7 @@ _CLAIMED_FIELDS = (
     "_r.cycle",
     "_r.deferrals",
     "_r.claim.token",
+    "_r.claim.deleted",
     "_r.reset",
     "_r.handled",
     "_r.gone",
@@ -145,6 +146,7 @@ def _claim(task: str, record: RawBSONDocument, session: ClientSession) -> Claim:
         reset_for=int(books["reset"]["version"]) if "reset" in books else 0,
         reset_at=books["reset"]["at"] if "reset" in books else None,
         gone=bool(books.get("gone")),
+        deleted="deleted" in books["claim"],
         handled=_as_values(record["_r"]["handled"]) if "handled" in books else None,
     )
 
