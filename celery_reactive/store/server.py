@@ -19,7 +19,7 @@ from celery_reactive.errors import ConfigurationError, NotAReplicaSetError, Serv
 from celery_reactive.store.errors import translated
 
 _OLDEST = (6, 0)
-_UNAUTHORIZED = 13
+_UNAUTHORIZED, _NO_SUCH_COMMAND = 13, 59
 _REMEDY = "start mongod with --replSet rs0 and run rs.initiate() once (a replica set of one member is enough)"
 
 
@@ -60,11 +60,11 @@ def check(database: Database[Any], *, shown_url: str) -> Server:
 
 @translated
 def replica_set_id(database: Database[Any]) -> ObjectId | None:
-    """Return the replica set's identity, None where reading the configuration is not granted."""
+    """Return the replica set's identity, None where reading the configuration is not granted, or unknown."""
     try:
         config = database.client.admin.command("replSetGetConfig")
     except OperationFailure as error:
-        if error.code == _UNAUTHORIZED:
+        if error.code in (_UNAUTHORIZED, _NO_SUCH_COMMAND):
             return None
         raise
     identity: ObjectId | None = config["config"].get("settings", {}).get("replicaSetId")
