@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from celery_reactive.core.doc_id import other_reading
+from celery_reactive.core.error_template import template_of
 from celery_reactive.core.record import RecordKey, id_to_text
 from celery_reactive.core.states import RecordState
 from celery_reactive.core.suggest import did_you_mean, listed
@@ -79,6 +80,7 @@ class Pages:
             request,
             "overview.html",
             status=status,
+            guarded=self._site.guarded(),
             reconciliations=status.reconciliations,
             span=span,
             spans=SPANS,
@@ -103,6 +105,7 @@ class Pages:
             request,
             "records.html",
             listing=page,
+            other_id=other_reading(meant["doc_id"]) if "doc_id" in meant else None,
             found=found,
             states=list(RecordState),
             tasks=sorted(task.name for task in self._site.runtime.registry),
@@ -131,6 +134,7 @@ class Pages:
             changes=None if record is None else self._changes(task.name, doc_id, record.last_observed_values),
             history=[] if record is None else list(reversed(record.execution_history)),
             most_changes=_MOST_CHANGES,
+            error_template=None if record is None else template_of(self._site.redaction.text(record.last_error or "")),
         )
 
     def _shown(self, values: Any) -> tuple[str, int]:

@@ -42,7 +42,7 @@ from celery_reactive.management.schedule import ScheduleEntry
 from celery_reactive.management.selection import TaskFilters
 from celery_reactive.management.status import Status, read_status
 from celery_reactive.runtime import Runtime
-from celery_reactive.store import activity
+from celery_reactive.store import activity, queries
 from celery_reactive.store.errors import time_limit
 
 logger = logging.getLogger(__name__)
@@ -134,6 +134,15 @@ class Site:
         if all(number < ENOUGH for task in counted.tasks for number in task.counts.values()):
             return counted
         return self.recent.soon("status", lambda: read_status(runtime, group=group)) or counted
+
+    def guarded(self) -> dict[str, int]:
+        """Return how many records of which tasks the loop guard has paused, as it was a moment ago."""
+        return self.recent.get("guarded", self._count_guarded)
+
+    def _count_guarded(self) -> dict[str, int]:
+        records = self.runtime.connection.records
+        counts = {task.name: queries.count_guarded(records(task), task.name) for task in self.runtime.registry}
+        return {name: count for name, count in counts.items() if count}
 
     def planners(self) -> Planners:
         """Return who leads and led, and the processes, as they were a moment ago."""

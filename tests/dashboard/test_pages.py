@@ -138,6 +138,56 @@ def test_a_document_without_a_record_is_explained(visitor: TestClient, shop: Sho
     assert "/confirm/trigger?task=sync&amp;doc_id=%22new%22" in page
 
 
+def test_a_document_without_a_record_is_led_to_why(visitor: TestClient, shop: Shop) -> None:
+    """B-53: a search that finds nothing leads to what each task says about the document."""
+    shop.sync.put({**document("draft"), "on": False})
+    page = visitor.get("/records", params={"doc_id": '"draft"'}).text
+    links = re.findall(r'href="(/record\?[^"]*)"', page)
+    assert links == ["/record?task=mail&amp;doc_id=%22draft%22", "/record?task=sync&amp;doc_id=%22draft%22"]
+    why = text_of(visitor.get(links[1].replace("&amp;", "&")).text)
+    assert "does not match the task's filter" in why
+
+
+def test_a_number_leads_to_the_text_that_looks_like_it(visitor: TestClient, shop: Shop) -> None:
+    """B-57: where there are records of both, the other ones are one step away."""
+    shop.sync.plan(document("2"))
+    page = visitor.get("/records?doc_id=2").text
+    link = re.search(r'Look for <a href="([^"]*)"', page)
+    assert link
+    assert "1 of 13 records" in text_of(visitor.get(link[1]).text)
+
+
+def test_a_failed_record_leads_to_all_with_its_error(visitor: TestClient) -> None:
+    """B-57: from one record to the group that is retried, and from there back to what came of it."""
+    link = re.search(r'href="([^"]*)">All records with this error', record_page(visitor, str(FAILED_ID)))
+    assert link
+    path = link[1].replace("&amp;", "&")
+    page = visitor.get(path).text
+    assert "2 of 12 records" in text_of(page)
+    asked = re.search(r'href="(/confirm/retry[^"]*)"', page)
+    assert asked
+    assert "Errors that say: order ⟨n⟩ refused" in text_of(visitor.get(asked[1].replace("&amp;", "&")).text)
+    act(visitor, "discard", task="sync", status="failed")
+    page = visitor.get(path).text
+    assert "No record has this error now" in text_of(page)
+    assert "/records?task=sync&amp;sort=-lastFinalizedAt" in page
+
+
+def test_a_completed_record_has_nothing_left_to_do(visitor: TestClient) -> None:
+    """B-53: what has run well does not read like a fault."""
+    assert "It has run: nothing is left to do" in text_of(record_page(visitor, "done-1"))
+
+
+def test_what_the_loop_guard_has_paused_is_seen_without_looking_for_it(visitor: TestClient, shop: Shop) -> None:
+    """B-64: the overview counts it by task, and leads to a list that marks it."""
+    shop.sync.guard(document("loop"))
+    page = visitor.get("/").text
+    assert "1 paused by the loop guard" in text_of(page)
+    link = re.search(r'class="badge held" href="([^"]*)"', page)
+    assert link
+    assert "pending looping" in text_of(visitor.get(link[1].replace("&amp;", "&")).text)
+
+
 def test_a_record_leads_to_flower(make_client: MakeClient, shop: Shop) -> None:
     """B-56: the link names the Celery task as its messages do."""
     page = record_page(make_client(flower_url="https://flower.example/"), "A-17")
@@ -151,7 +201,7 @@ def test_errors_are_grouped_by_what_they_say(visitor: TestClient) -> None:
     """B-57: ids and numbers do not count; a group leads to its records."""
     page = visitor.get("/errors").text
     read = text_of(page)
-    assert "2 kinds of error in all 8 failed and pending records" in read
+    assert "2 kinds of error in 3 records" in read
     assert "order ⟨n⟩ refused at https://•••@erp" in read
     link = re.search(r'scope="row" class="error"><a href="([^"]*)"', page)
     assert link

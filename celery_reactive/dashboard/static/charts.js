@@ -1,4 +1,4 @@
-// Draws what was run lately: ended runs as areas, waits and durations as lines.
+// Draws what was run lately: ended runs as bars, waits and durations as lines.
 "use strict";
 (function () {
   const place = document.getElementById("charts");
@@ -21,14 +21,21 @@
     const axis = { stroke: colour("--quiet"), grid: line, ticks: line, font: "11px system-ui, sans-serif" };
     return [Object.assign({ values: clock }, axis), Object.assign({ size: 56, values: function (plot, values) { return values.map(format); } }, axis)];
   }
-  function series(label, name, format, more) {
-    return Object.assign({ label: label, stroke: colour(name), width: 1.5, points: { show: false }, value: function (plot, value) { return value === null || value === undefined ? "–" : format(value); } }, more);
+  // A line needs two points: one that stands alone is a dot.
+  function alone(plot, number) {
+    const values = plot.data[number];
+    function isGap(at) { return values[at] === null || values[at] === undefined; }
+    const lonely = values.map(function (value, at) { return at; }).filter(function (at) { return !isGap(at) && isGap(at - 1) && isGap(at + 1); });
+    return lonely.length ? lonely : null;
   }
-  function draw(id, data, lines, format, range) {
+  function series(label, name, format, more) {
+    return Object.assign({ label: label, stroke: colour(name), width: 1.5, points: { show: false, filter: alone }, value: function (plot, value) { return value === null || value === undefined ? "–" : format(value); } }, more);
+  }
+  function draw(id, data, lines, format, range, step) {
     const target = document.getElementById(id);
     const options = {
       width: target.clientWidth, height: 190, series: [{ value: function (plot, value) { return value ? new Date(value * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "medium", hourCycle: "h23" }) : "–"; } }].concat(lines),
-      axes: axes(format), scales: { y: { range: range } }, legend: { live: true }, cursor: { y: false, drag: { setScale: false } },
+      axes: axes(format), scales: { x: { range: function (plot, first, begun) { return [first, begun + step]; } }, y: { range: range } }, legend: { live: true }, cursor: { y: false, drag: { setScale: false } },
     };
     target.replaceChildren();
     plots.push(new uPlot(options, data, target));
@@ -46,15 +53,15 @@
     const bars = uPlot.paths.bars({ size: [0.8, 24], align: 1 });
     const both = steps.map(function (step) { return step.completed === null ? null : step.completed + step.failed; });
     draw("chart-runs", [at, both, column("failed")], [
-      series("ended", "--good", count, { fill: colour("--good"), paths: bars, width: 0 }),
-      series("failed", "--bad", count, { fill: colour("--bad"), paths: bars, width: 0 }),
-    ], count, fromZero(4));
+      series("ended", "--good", count, { fill: colour("--good"), paths: bars, points: { show: false }, width: 0 }),
+      series("failed", "--bad", count, { fill: colour("--bad"), paths: bars, points: { show: false }, width: 0 }),
+    ], count, fromZero(4), found.step_seconds);
     draw("chart-times", [at, column("wait_p95_seconds"), column("wait_p50_seconds"), column("duration_p95_seconds"), column("duration_p50_seconds")], [
       series("wait p95", "--held", length, { dash: [4, 3] }),
       series("wait p50", "--held", length),
       series("took p95", "--run", length, { dash: [4, 3] }),
       series("took p50", "--run", length),
-    ], length, fromZero(0.02));
+    ], length, fromZero(0.02), found.step_seconds);
     const failed = steps.reduce(function (sum, step) { return sum + step.failed; }, 0);
     document.getElementById("runs-note").textContent = "per " + (found.step_seconds === 60 ? "minute" : length(found.step_seconds)) + "; " + found.runs.toLocaleString() + " in all, " + failed.toLocaleString() + " failed";
     document.getElementById("times-note").textContent = "p50 and p95";

@@ -85,6 +85,9 @@
     for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
   });
 
+  // What was shown behind a question is as old as the question.
+  dialog.addEventListener("close", function () { update(); });
+
   // --- selection -------------------------------------------------------------------------------------
   function countSelected() {
     const boxes = [...document.querySelectorAll("#selection input[name=key]")];
