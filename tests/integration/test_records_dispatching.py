@@ -205,6 +205,7 @@ def test_the_planner_knows_when_it_must_look_again(make_bench: MakeBench) -> Non
     assert next_wake(bench) is None
 
 
+@pytest.mark.mongod("sorts without an index")
 def test_looking_for_what_is_due_examines_only_what_it_finds(make_bench: MakeBench) -> None:
     """B-22: the keys examined follow what is due, whatever waits, runs or rests beside it."""
     bench = make_bench()

@@ -212,6 +212,7 @@ def test_two_at_once_are_refused(shop: Shop, reactive_inline: ReactiveApp) -> No
         pass
 
 
+@pytest.mark.mongod("explains what it could not run")
 def test_a_task_that_cannot_be_planned_fails_the_start(shop: Shop, reactive_app: ReactiveApp) -> None:
     """B-3: in the test, not in a thread's log."""
     shop.task("sync", succeed, filter={"$expr": {"$noSuchOperator": 1}})
