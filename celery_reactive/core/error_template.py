@@ -21,6 +21,7 @@ _NUMBER = r"[0-9]+(?:[.,:][0-9]+)*"
 _VARIABLE = re.compile(rf"(?<![0-9A-Za-z])(?:(?P<id>{_ID})(?![0-9A-Za-z])|(?P<number>{_NUMBER}))")
 _PLACE = re.compile(f"({ID}|{NUMBER}|{HIDDEN})")
 _FINDS = {ID: rf"(?:{_ID}|{ID})", NUMBER: rf"(?:{_NUMBER}|{NUMBER})", HIDDEN: r"[^\n]{0,300}?"}
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 def template_of(message: str) -> str:
@@ -35,3 +36,12 @@ def pattern_of(template: str) -> str:
     """Return the regular expression that finds the messages of *template*, for Python and for MongoDB."""
     parts = _PLACE.split(template)
     return "^" + "".join(_FINDS.get(part) or re.escape(part) for part in parts)
+
+
+def template_behind(pattern: str) -> str | None:
+    """Return the template that `pattern_of` made *pattern* of, to be read by people; None: it was made of none."""
+    text = pattern.removeprefix("^")
+    for place, finds in _FINDS.items():
+        text = text.replace(finds, place)
+    template = _ESCAPED.sub(r"\1", text)
+    return template if pattern_of(template) == pattern else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import uuid
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from bson import ObjectId
+from bson import ObjectId, Regex
 
+from celery_reactive.core.error_template import template_behind
 from celery_reactive.core.record import id_to_text
 
 ENOUGH = 100_001
@@ -85,6 +88,23 @@ def doc_id(value: Any) -> str:
     """Return a document id as one reads it: without what only tells its type."""
     text = str(value) if isinstance(value, (str, ObjectId, uuid.UUID)) else id_to_text(value)
     return text if len(text) <= _LONGEST_ID else f"{text[:_LONGEST_ID]}…"
+
+
+def asked_for(filters: Mapping[str, Any]) -> str:
+    """Return what a bulk operation was asked for: `task: sync; status: failed; error: order ⟨n⟩ refused`."""
+    return "; ".join(f"{name.replace('_', ' ')}: {_meant(value)}" for name, value in filters.items())
+
+
+def _meant(value: Any) -> str:
+    match value:
+        case re.Pattern() | Regex():
+            return template_behind(value.pattern) or f"/{value.pattern}/"
+        case list():
+            return ", ".join(map(_meant, value))
+        case str():
+            return value
+        case _:
+            return id_to_text(value)
 
 
 def percent(part: float, whole: float) -> int:

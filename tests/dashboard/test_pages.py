@@ -182,7 +182,7 @@ def test_what_the_loop_guard_has_paused_is_seen_without_looking_for_it(visitor: 
     """B-64: the overview counts it by task, and leads to a list that marks it."""
     shop.sync.guard(document("loop"))
     page = visitor.get("/").text
-    assert "1 paused by the loop guard" in text_of(page)
+    assert ", 1 looping" in text_of(page)
     link = re.search(r'class="badge held" href="([^"]*)"', page)
     assert link
     assert "pending looping" in text_of(visitor.get(link[1].replace("&amp;", "&")).text)
@@ -281,8 +281,27 @@ def test_bulk_work_is_an_operation_that_is_listed(visitor: TestClient) -> None:
     act(visitor, "discard", task="sync", status="failed")
     read = text_of(visitor.get("/operations").text)
     assert "discard" in read
+    assert "task: sync; status: failed" in read
     assert "somebody (dashboard)" in read
     assert "done" in read
+
+
+def test_an_operation_on_a_group_of_errors_is_named_as_the_group_is(visitor: TestClient) -> None:
+    """B-57: nobody has to read the pattern that finds the group."""
+    link = re.search(r'href="(/confirm/retry[^"]*refused[^"]*)"', visitor.get("/errors").text)
+    assert link
+    asked = visitor.get(link[1].replace("&amp;", "&")).text
+    act(visitor, "retry", **dict(re.findall(r'type="hidden" name="(template|task)" value="([^"]*)"', asked)))
+    assert "error: order ⟨n⟩ refused at https://•••@erp" in text_of(visitor.get("/operations").text)
+
+
+def test_a_record_of_a_paused_task_offers_to_resume_it(visitor: TestClient) -> None:
+    """B-53: what holds a record back can be ended where it is read."""
+    assert "Resume the task" not in record_page(visitor, "101")
+    act(visitor, "pause", task="sync")
+    page = record_page(visitor, "101")
+    assert "nothing of it runs before resume sync" in text_of(page)
+    assert 'href="/confirm/resume?task=sync"' in page
 
 
 def test_everything_is_changed_only_if_one_says_so(visitor: TestClient) -> None:
@@ -311,7 +330,7 @@ def test_a_document_is_triggered(visitor: TestClient, shop: Shop) -> None:
     shop.sync.put(document("new"))
     assert 'sync runs for "new" now' in act(visitor, "trigger", task="sync", doc_id='"new"')
     assert shop.record("new").status is RecordState.PENDING
-    assert "nothing to run" in act(visitor, "trigger", task="sync", doc_id="nobody")
+    assert "Nothing was done nothing to run" in act(visitor, "trigger", task="sync", doc_id="nobody")
 
 
 def test_a_record_that_the_loop_guard_has_paused_is_resumed(visitor: TestClient, shop: Shop) -> None:

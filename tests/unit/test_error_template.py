@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_reactive.core.error_template import HIDDEN, LONGEST, pattern_of, template_of
+from celery_reactive.core.error_template import HIDDEN, LONGEST, pattern_of, template_behind, template_of
 
 MESSAGES = st.lists(
     st.one_of(
@@ -44,6 +44,18 @@ def test_a_template_finds_the_message_it_was_made_of(message: str) -> None:
     template = template_of(message[:LONGEST])
     assert re.match(pattern_of(template), message)
     assert template_of(template) == template
+
+
+@given(MESSAGES)
+def test_a_pattern_is_read_as_its_template_again(message: str) -> None:
+    """B-57: what was asked for is shown to people as what the group says."""
+    template = template_of(message)
+    assert template_behind(pattern_of(template)) == template
+
+
+def test_another_pattern_is_no_template() -> None:
+    """B-57: what a person typed as a pattern is shown as it is."""
+    assert template_behind("order [0-9]+ refused") is None
 
 
 def test_a_template_finds_no_other_message() -> None:
