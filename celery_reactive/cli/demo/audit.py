@@ -209,12 +209,10 @@ def _unhandled(shop: Shop) -> list[str]:
                     },
                 },
             },
+            {"$project": {"status": 1, "saw": "$run.saw.status"}},
         ],
     )
-    return [
-        f"order {order['_id']} is {order['status']}, last handled {order.get('run', {}).get('saw', {}).get('status')}"
-        for order in found
-    ]
+    return [f"order {order['_id']} is {order['status']}, last handled {order.get('saw')}" for order in found]
 
 
 def _overlaps(by_order: dict[Any, list[dict[str, Any]]]) -> list[str]:
