@@ -91,7 +91,7 @@ class Concern:
     written: list[Any]
     """All others that were written: they may have one."""
     last: list[Wrote]
-    """When each of these was written last."""
+    """When each of those that were deleted, or may have a record, was last."""
 
 
 def concern_of(task: ReactiveTask, changes: Iterable[Change]) -> Concern:
@@ -101,13 +101,21 @@ def concern_of(task: ReactiveTask, changes: Iterable[Change]) -> Concern:
     for change in changes:
         if change.kind is ChangeKind.DELETED:
             deleted.add(change.doc_id)
+            _note_time(change, last)
         elif change.kind is ChangeKind.WRITTEN and (change.paths is None or concerns(change.paths, task.paths)):
             (inserted if change.inserted else written).add(change.doc_id)
-            if change.at is not None:
-                last[RecordKey("", change.doc_id).exact] = Wrote(change.doc_id, change.at, change.session)
+            _note_time(change, last)
     for doc_id in inserted.within(deleted):
         written.add(doc_id)
-    return Concern(deleted.all(), inserted.without(written), written.all(), written.of(last))
+    may_be_known = _Ids()
+    for doc_id in (*deleted.all(), *written.all()):
+        may_be_known.add(doc_id)
+    return Concern(deleted.all(), inserted.without(written), written.all(), may_be_known.of(last))
+
+
+def _note_time(change: Change, last: dict[bytes, Wrote]) -> None:
+    if change.at is not None:
+        last[RecordKey("", change.doc_id).exact] = Wrote(change.doc_id, change.at, change.session)
 
 
 class Planning:
@@ -156,7 +164,7 @@ class Planning:
         at_fault: set[bytes] = set()
         deleted = [*concern.deleted, *self._deletions_set_aside(task, [*concern.inserted, *concern.written])]
         if deleted:
-            at_fault |= self.leave(task, deleted, at=at, gone=True, session=session)
+            at_fault |= self.leave(task, deleted, at=at, gone=True, wrote=concern.last, session=session)
         # A document whose deletion could not be planned must not be taken for the one that was handled.
         inserted, written = _without(concern.inserted, at_fault), _without(concern.written, at_fault)
         at_fault |= self.apply(task, written, inserted=inserted, at=at, live=True, wrote=concern.last, session=session)
@@ -264,9 +272,12 @@ class Planning:
         *,
         at: Timestamp,
         gone: bool,
+        wrote: Sequence[Wrote] = (),
         session: ClientSession,
     ) -> set[bytes]:
         """Mark the records of documents that are gone, or that `apply` with the same time did not find matching.
+
+        *wrote* tells when the stream says that they were deleted.
 
         Returns:
             The exact ids of those at fault.
@@ -281,6 +292,7 @@ class Planning:
                 at=at,
                 generation=task.generation,
                 gone=gone,
+                wrote=wrote,
                 session=session,
             )
 

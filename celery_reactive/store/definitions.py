@@ -4,11 +4,12 @@ The leader writes the definition part, naming its term; handlers and operators w
 Workers read the whole document from the primary before each claim, uncached, so that a pause or a
 throttle that has returned is in force for every claim that begins after it (B-35).
 
-A document: `{_id: {k: "task", t: name}, task, term, gen, filter, projection (extended JSON text), namespace, group, past,
-onDelete, handlerVersion, reconciledGen, reconciledAt, scannedFilter, scannedCollection, needs, paused, throttledUntil,
-limits}`. `past` holds the newest earlier generations with their projections, `scannedFilter` is the one under which every
-document of `namespace` has been looked at last, `scannedCollection` the id that the server had given that collection,
-`needs` counts the reasons for a reconciliation, so that one that began before the last of them does not count as done.
+A document: `{_id: {k: "task", t: name}, task, term, gen, filter, projection (extended JSON text), namespace, group,
+past, onDelete, handlerVersion, reconciledGen, reconciledAt, scannedFilter, scannedCollection, needs, paused,
+throttledUntil, limits}`. `past` holds the newest earlier generations with their projections, `scannedFilter` is the one
+under which every document of `namespace` has been looked at last, `scannedCollection` the id that the server had given
+that collection, `needs` counts the reasons for a reconciliation, so that one that began before the last of them does
+not count as done.
 """
 
 from __future__ import annotations

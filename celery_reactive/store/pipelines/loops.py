@@ -5,6 +5,9 @@ committed, perhaps later, in the transaction in which the run was marked as comp
 that somebody else made after the run breaks the row. Kept in the bookkeeping are `wrote`, the newest change that
 planned the record (`at`, and `by`, the session of a transaction), and `loop`: `n` runs in a row, and of the last run
 its end `to`, the session `by` of its transaction, and `again`, if it asked to run at a time that was past.
+
+What others write while a run is under way looks like its own where the next begins at once. So the last run before the
+limit waits until the document has been left alone for a while: whoever writes it all the time breaks the row then.
 """
 
 from __future__ import annotations
@@ -27,20 +30,26 @@ _OWN = {
 }
 """Whether a pending record is due for a change that its last run made, or for a deferral to the past."""
 _SO_FAR = {"$ifNull": ["$_r.loop.n", 0]}
+_QUIET = 3
+"""So many times as long as the last run took the document must have been left alone."""
+_IS_QUIET_AT = {
+    "$add": ["$_r.loop.to", {"$multiply": [_QUIET, {"$subtract": ["$_r.loop.to", "$startedAt"]}]}],
+}
 
 
-def last_written(wrote: Sequence[Wrote], at: Timestamp) -> Expression:
-    """Return what new records say of the newest change of the document `d`.
+def last_written(wrote: Sequence[Wrote], at: Timestamp, *, doc_id: str = "$d") -> Expression:
+    """Return what records say of the newest change of a document.
 
     Args:
         wrote: What is known of each document.
         at: Cluster time of the observation, for all others: whole seconds do.
+        doc_id: Where the document's id is.
     """
     otherwise = {"at": {"$toDate": at}}
     if not wrote:
         return otherwise
     known = [{"at": one.at, **({"by": one.by} if one.by else {})} for one in wrote]
-    place = {"$indexOfArray": [literal([one.doc_id for one in wrote]), "$d"]}
+    place = {"$indexOfArray": [literal([one.doc_id for one in wrote]), doc_id]}
     # What is not found has the place -1, which is that of the last one.
     return {"$arrayElemAt": [[*known, otherwise], place]}
 
@@ -68,23 +77,29 @@ def noted(*, again: Expression | None = None, by: Binary | None = None) -> dict[
 
 
 def is_looped(limit: int) -> Expression:
-    """Return whether *limit* runs in a row were a pending record's own doing, and so is the one that is due."""
-    return {"$and": [_OWN, {"$gte": [_SO_FAR, limit]}]}
+    """Return whether *limit* runs in a row were a pending record's own doing, and so is the one that is due.
+
+    One run earlier it is, too, as long as nobody can know whether others are still writing.
+    """
+    unsure = {"$and": [{"$eq": [_SO_FAR, limit - 1]}, {"$lt": [NOW, _IS_QUIET_AT]}]}
+    return {"$and": [_OWN, {"$or": [{"$gte": [_SO_FAR, limit]}, unsure]}]}
 
 
-def guard() -> list[Stage]:
-    """Return the pipeline that takes a looped record out until somebody resumes it."""
+def guard(limit: int) -> list[Stage]:
+    """Return the pipeline that takes a looped record out until somebody resumes it, or lets it wait one run earlier."""
+    out = {"$gte": [_SO_FAR, limit]}
+    when = if_(out, None, _IS_QUIET_AT)
     return [
         {
             "$set": {
-                "nextRunAt": None,
-                "_r.wakeAt": None,
+                "nextRunAt": when,
+                "_r.wakeAt": when,
                 "_r.sent": False,
                 "_r.dispatches": 0,
-                "_r.guarded": True,
+                "_r.guarded": flag_if(out),
+                "_r.held": if_(out, REMOVE, "$_r.held"),
             },
         },
-        {"$unset": "_r.held"},
     ]
 
 

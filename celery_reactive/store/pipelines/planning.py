@@ -334,7 +334,14 @@ def adopt_snapshot(generation: int) -> list[Stage]:
     ]
 
 
-def delete(*, at: object, debounce: timedelta, max_wait: timedelta | None, reset_retries: bool) -> list[Stage]:
+def delete(
+    *,
+    at: Timestamp,
+    debounce: timedelta,
+    max_wait: timedelta | None,
+    reset_retries: bool,
+    wrote: Sequence[Wrote] = (),
+) -> list[Stage]:
     """Return the pipeline that makes a deletion a run of its own (B-61).
 
     It is a change like any other: a record that runs is dirty, one with failed attempts begins anew. One whose document
@@ -345,12 +352,19 @@ def delete(*, at: object, debounce: timedelta, max_wait: timedelta | None, reset
         debounce: Wait after a change.
         max_wait: Longest wait counted from the first unhandled change.
         reset_retries: Whether a change starts the attempts anew (B-15).
+        wrote: When the documents were deleted, where that is known.
     """
     run = "$_r.plan.run"
     again = _again(run, debounce=debounce, max_wait=max_wait, reset_retries=reset_retries)
+    noted = {
+        "at": at,
+        "gone": True,
+        "deleted": if_(run, at, "$_r.deleted"),
+        "wrote": if_(run, loops.last_written(wrote, at, doc_id="$_id.d"), "$_r.wrote"),
+    }
     return [
         {"$set": {"_r.plan": {"run": {"$not": flag("gone")}, "running": IS_RUNNING}}},
-        {"$set": {**again, "_r": {**again["_r"], "at": at, "gone": True, "deleted": if_(run, at, "$_r.deleted")}}},
+        {"$set": {**again, "_r": {**again["_r"], **noted}}},
         {"$unset": "_r.plan"},
     ]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from pymongo import ReturnDocument
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -114,19 +115,23 @@ def mark_sent(
 def guard(records: Records, key: RecordKey, *, loop_guard: int) -> bool:
     """Take a looped record out (B-64): it stays pending, and nobody may claim it until somebody resumes it.
 
+    One that is not known to be looped before it has run once more waits until its document has been quiet.
+
     Args:
         records: Records collection.
         key: The record.
         loop_guard: As for `find_due`.
 
     Returns:
-        Whether it was taken out; false: it is looped no longer, or has been claimed.
+        Whether it was taken out; false: it waits, is looped no longer, or has been claimed.
     """
-    result = records.update_one(
+    found = records.find_one_and_update(
         {"_id": key.id, **pipelines.state_is(CLAIM.sources), "$expr": pipelines.is_looped(loop_guard)},
-        pipelines.guard(),
+        pipelines.guard(loop_guard),
+        projection=["_r.guarded"],
+        return_document=ReturnDocument.AFTER,
     )
-    return result.modified_count == 1
+    return found is not None and found["_r"].get("guarded", False)
 
 
 @translated

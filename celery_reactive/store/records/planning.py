@@ -338,12 +338,14 @@ def leave(
     at: Timestamp,
     generation: int,
     gone: bool,
+    wrote: Sequence[Wrote] = (),
     session: ClientSession | None = None,
 ) -> int:
     """Mark the records of documents that are gone or have left the filter (B-8), or have deletions run (B-61).
 
     Only records whose newest observation is older than *at* are touched: after `apply_observations`
-    with the same time those are the ones whose documents did not match.
+    with the same time those are the ones whose documents did not match. *wrote* tells when a batch of the stream says
+    that documents were deleted.
 
     Returns:
         Number of records marked.
@@ -357,6 +359,7 @@ def leave(
             debounce=task.debounce,
             max_wait=task.debounce_max_wait,
             reset_retries=task.retry_policy.reset_retries_on_data_change,
+            wrote=wrote,
         )
     else:
         pipeline = pipelines.leave(at=at, gone=gone, history_limit=task.execution_history_limit)
