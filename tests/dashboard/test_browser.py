@@ -157,6 +157,76 @@ def test_the_keyboard_leads_everywhere(open_page: Open) -> None:
     expect(page.get_by_role("heading", name="Errors")).to_be_visible()
 
 
+def test_live_updates_leave_the_focus_where_it_is(open_page: Open, shop: Shop) -> None:
+    """B-57: who works by keyboard is not thrown back to the top of the page."""
+    page = open_page("/records?task=sync&status=failed", refresh_seconds=1)
+    link = page.locator("tbody tr", has_text=str(FAILED_ID)).get_by_role("link")
+    link.focus()
+    shop.sync.exhaust(shop.sync.start(document("new failure")))
+    expect(page.locator("tbody tr")).to_have_count(3)
+    expect(link).to_be_focused()
+
+
+def test_a_question_is_asked_and_left_by_keyboard(open_page: Open) -> None:
+    """B-57: space and Enter ask, Escape leaves, and one is where one was."""
+    page = open_page("/records?status=failed")
+    button = page.get_by_role("button", name="Discard all 2")
+    for key in ("Space", "Enter"):
+        button.focus()
+        page.keyboard.press(key)
+        expect(page.get_by_role("dialog")).to_contain_text("Discard 2 records?")
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_be_hidden()
+        expect(button).to_be_focused()
+
+
+def test_a_menu_is_opened_and_left_by_keyboard(open_page: Open) -> None:
+    """B-57: Escape closes it; a question that was asked from it leads back to it."""
+    page = open_page()
+    menu = page.get_by_label("Actions on sync")
+    menu.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Pause")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Pause")).to_be_hidden()
+    expect(menu).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("Pause sync?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("sync is paused")
+    page.keyboard.press("Escape")
+    expect(menu).to_be_focused()
+
+
+def test_going_back_shows_the_filters_of_that_page(open_page: Open) -> None:
+    """B-57: the form says what the list holds, and the link names only what is set."""
+    page = open_page("/records")
+    page.get_by_label("failed").check()
+    expect(page.locator(".covers")).to_contain_text("2 of 12 records")
+    assert page.url.endswith("/records?status=failed&limit=50")
+    page.get_by_label("Error says").fill("order 17")
+    page.get_by_role("button", name="Filter").click()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.go_back()
+    expect(page.locator(".covers")).to_contain_text("2 of 12 records")
+    expect(page.get_by_label("Error says")).to_have_value("")
+    page.go_back()
+    expect(page.locator(".covers")).to_contain_text("12 records")
+    expect(page.get_by_label("failed")).not_to_be_checked()
+
+
+def test_who_must_sign_in_again_is_told(chromium: Browser, serve: Serve) -> None:
+    """B-57: an expired login is not taken for a server that is away."""
+    page = chromium.new_page()
+    page.goto(f"{serve(refresh_seconds=1)}/errors")
+    page.route("**/errors*", lambda route: route.fulfill(status=401, body="who?"))
+    expect(page.locator("#offline")).to_contain_text("load it anew to sign in again")
+    page.close()
+
+
 def test_a_record_is_retried_by_hand(open_page: Open, shop: Shop) -> None:
     """B-52: asked first, done once, and seen at once."""
     page = open_page(RECORD)

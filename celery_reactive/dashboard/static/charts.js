@@ -70,7 +70,7 @@
   function covers(found) {
     if (found.covers === "all runs") {
       const known = found.steps.find(function (step) { return step.completed !== null; });
-      const kept = known && known.at > found.since ? " It is kept since " + new Date(known.at).toLocaleTimeString() + "." : "";
+      const kept = known && known.at > found.since ? " It is kept since " + new Date(known.at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" }) + "." : "";
       return "Every run that ended in success or failure, each attempt, as counted by the workers; the last " + length(found.late_seconds) + " are still coming in." + kept;
     }
     return "Covers the last run of each record" + (found.is_cut ? ", of the newest " + found.runs.toLocaleString() + " only; earlier ones are missing." : ".");

@@ -40,6 +40,20 @@
       .finally(function () { updating = false; });
   }
 
+  // --- focus: an element that was brought anew is known again by where it leads or what it stands for ----
+  function nameOf(element) {
+    if (!element || element === document.body) return null;
+    const around = element.closest("details[id]");
+    const marks = ["href", "value", "aria-label", "data-selected"].map(function (name) { return element.getAttribute(name); });
+    return JSON.stringify([element.tagName, around && around.id].concat(marks));
+  }
+  function focusAgain(name) {
+    if (!name) return;
+    const same = [...document.querySelectorAll("#main a, #main button, #main input, #main summary, #main [tabindex]")]
+      .find(function (element) { return nameOf(element) === name; });
+    if (same) same.focus({ preventScroll: true });
+  }
+
   let kept = null;
   document.addEventListener("htmx:beforeSwap", function (event) {
     const target = event.detail.target;
@@ -47,9 +61,11 @@
     if (target.id === "dialog-body") { event.detail.shouldSwap = true; return; }
     if (target.id !== "live") return;
     offline.hidden = status === 200;
+    offline.textContent = status === 401 ? offline.dataset.unknown : offline.dataset.away;
     event.detail.shouldSwap = status === 200;
     if (status !== 200) return;
     kept = {
+      focused: target.contains(document.activeElement) ? nameOf(document.activeElement) : null,
       keys: new Set([...target.querySelectorAll("input[name=key]:checked")].map(function (box) { return box.value; })),
       closed: [...target.querySelectorAll("details[id]:not([open])")].map(function (one) { return one.id; }),
       scrolled: [...target.querySelectorAll(".scroll")].map(function (one) { return one.scrollLeft; }),
@@ -63,20 +79,35 @@
     for (const box of region.querySelectorAll("input[name=key]")) box.checked = kept.keys.has(box.value);
     for (const id of kept.closed) { const one = document.getElementById(id); if (one) one.open = false; }
     region.querySelectorAll(".scroll").forEach(function (one, number) { one.scrollLeft = kept.scrolled[number] || 0; });
+    focusAgain(kept.focused);
     kept = null;
     countSelected();
   });
   document.addEventListener("htmx:sendError", function (event) {
-    if (event.detail.target && event.detail.target.id === "live") offline.hidden = false;
+    if (!event.detail.target || event.detail.target.id !== "live") return;
+    offline.textContent = offline.dataset.away;
+    offline.hidden = false;
   });
 
   // --- dialogs ---------------------------------------------------------------------------------------
+  let asker = null;
+  function closeMenu() {
+    const menu = document.querySelector("details.menu[open]");
+    if (!menu) return;
+    const within = menu.contains(document.activeElement);
+    menu.open = false;
+    if (within) menu.querySelector("summary").focus();
+  }
   function opened() {
-    for (const menu of document.querySelectorAll("details.menu[open]")) menu.open = false;
-    if (!dialog.open) dialog.showModal();
+    closeMenu();
+    if (!dialog.open) { asker = nameOf(document.activeElement); dialog.showModal(); }
     const first = dialog.querySelector("[autofocus]");
     if (first) first.focus();
-    if (dialog.querySelector("[data-done]")) update(true);
+    if (!dialog.querySelector("[data-done]")) return;
+    // What was selected is dealt with.
+    for (const box of document.querySelectorAll("#selection input[name=key]")) box.checked = false;
+    countSelected();
+    update(true);
   }
   document.addEventListener("click", function (event) {
     const closes = event.target.closest("[data-close]");
@@ -86,7 +117,10 @@
   });
 
   // What was shown behind a question is as old as the question.
-  dialog.addEventListener("close", function () { update(); });
+  dialog.addEventListener("close", function () {
+    if (document.activeElement === document.body) focusAgain(asker);
+    update();
+  });
 
   // --- selection -------------------------------------------------------------------------------------
   function countSelected() {
@@ -99,6 +133,14 @@
     const all = document.getElementById("select-all");
     if (all) { all.checked = number > 0 && number === boxes.length; all.indeterminate = number > 0 && number < boxes.length; }
   }
+  // A link with filters holds those that are set, and a page that is gone back to shows those of its link.
+  document.addEventListener("formdata", function (event) {
+    if (event.target.id !== "filters") return;
+    for (const [name, value] of [...event.formData]) if (value === "") event.formData.delete(name);
+  });
+  window.addEventListener("pageshow", function (event) {
+    if (event.persisted) for (const form of document.querySelectorAll("#filters, form.choose")) form.reset();
+  });
   document.addEventListener("change", function (event) {
     if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();
     if (event.target.matches("[data-all]")) {
@@ -112,8 +154,10 @@
   const places = { o: 0, r: 1, e: 2, p: 3, w: 4, s: 5 };
   function isTyping(target) { return target.closest("input:not([type=checkbox]), select, textarea, [contenteditable]"); }
   document.addEventListener("keydown", function (event) {
+    if (event.key === "Escape") closeMenu();
     if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
-    if (event.key === "/") { event.preventDefault(); find.focus(); find.select(); }
+    if (event.key === " " && event.target.matches("a[role=button]")) { event.preventDefault(); event.target.click(); }
+    else if (event.key === "/") { event.preventDefault(); find.focus(); find.select(); }
     else if (event.key === "?" && !dialog.open) { if (help.open) help.close(); else help.showModal(); }
     else if (dialog.open || help.open) return;
     else if (event.key === "l" && liveSwitch) switchLive();
