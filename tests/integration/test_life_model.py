@@ -1,8 +1,9 @@
 """The life of one record on a real server against a small model of the rules, in any order Hypothesis can think of.
 
 The model says which state and how many attempts each step leads to; the promise (B-10) is asked for at the end: when
-nothing is left to do, the last finished run has read the document as it is, or somebody knows why not. What the model
-leaves out: times, several tasks, changed definitions.
+nothing is left to do, the last finished run has read the document as it is, or somebody knows why not; and where
+deletions are runs, the deletion of what the planner has seen last has had its own (B-61). What the model leaves out:
+times, several tasks, changed definitions.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from celery_reactive.errors import LeaseLostError
 from celery_reactive.store import documents, records
 from celery_reactive.store.change_stream import Change
 from tests.integration.bench import TOOK, Bench, Desk
-from tests.integration.conftest import MakeDesk
+from tests.integration.conftest import MakeBench, MakeDesk
 
 PENDING, PROCESSING, DIRTY, COMPLETED, FAILED = RecordState
 BROKEN = Failure("broken", "ValueError")
@@ -59,14 +60,20 @@ class Model:
     status: RecordState
     observed: str
     at: Timestamp
+    on_delete: bool
     attempts: int = 0
     off: bool = False
     """The document's absence was observed."""
+    gone: bool = False
+    """Its deletion was observed by a task that has deletions run."""
+    deleted: Timestamp | None = None
+    """A deletion that waits for its run."""
     fresh: bool = False
     forced: bool = False
     touched: bool = False
     before: int = 0
     claim_forced: bool = False
+    claim_deleted: Timestamp | None = None
 
     @property
     def running(self) -> bool:
@@ -75,31 +82,47 @@ class Model:
 
     def skip_when_off(self) -> None:
         """B-8: what would be pending for a document that is not there completes, unless retried by hand."""
-        if self.status is PENDING and self.off and not self.forced:
+        if self.status is PENDING and (self.off or self.gone) and not self.forced and self.deleted is None:
             self.status, self.fresh = COMPLETED, True
 
     def leave(self, at: Timestamp) -> None:
-        """The document is gone, or outside the filter."""
+        """The document is outside the filter, or gone and the task is told of no deletions."""
         if at > self.at:
             self.at, self.off = at, True
             self.skip_when_off()
+
+    def delete(self, at: Timestamp) -> None:
+        """The document is gone; B-61: a deletion is a change like any other, and told once."""
+        if not self.on_delete:
+            self.leave(at)
+        elif at > self.at:
+            self.at = at
+            if not self.gone:
+                self.attempts, self.deleted = 0, at
+                self.status = DIRTY if self.running else PENDING
+            self.gone = True
 
     def observe(self, value: str, at: Timestamp) -> None:
         """B-13, B-14: the document matches."""
         if at < self.at:
             return
-        if value != self.observed or self.off:
+        if value != self.observed or self.off or self.gone:
             self.attempts = 0
             self.status = DIRTY if self.running else PENDING
         elif self.running and at > self.at:
             self.touched = True
-        self.observed, self.at, self.off = value, at, False
+        self.observed, self.at = value, at
+        self.is_there()
+
+    def is_there(self) -> None:
+        """The document was seen to match."""
+        self.off, self.gone, self.deleted = False, False, None
 
     def claim(self) -> None:
         """B-23."""
         self.attempts = self.before = 0 if self.fresh else self.attempts
         self.attempts += 1
-        self.claim_forced = self.forced
+        self.claim_forced, self.claim_deleted = self.forced, self.deleted
         self.fresh = self.forced = self.touched = False
         self.status = PROCESSING
 
@@ -114,7 +137,8 @@ class Model:
             case Skipped(gone=gone, left=left):
                 own, self.fresh = COMPLETED, True
                 again = again or self.touched
-                self.off = self.off or ((gone or left) and self.at <= claimed_at and not again)
+                is_off = left or (gone and not self.on_delete)
+                self.off = self.off or (is_off and self.at <= claimed_at and not again)
             case Exhausted():
                 own = FAILED
             case Deferred():
@@ -125,13 +149,16 @@ class Model:
             case Overtaken(values=values):
                 self.attempts = 0
                 if self.at <= claimed_at:
-                    self.observed, self.off = bson.decode(values.raw)["v"]["v"], False
+                    self.observed = bson.decode(values.raw)["v"]["v"]
+                    self.is_there()
                 self.at = max(self.at, claimed_at)
             case Errored():
                 pass
         self.touched = False
         self.status = PENDING if again else own
         self.skip_when_off()
+        if isinstance(outcome, Completed | Skipped) and self.deleted == self.claim_deleted:
+            self.deleted = None
 
     def retry(self) -> bool:
         """B-52; whether it had any effect: a running record that will run again anyway does not run twice more."""
@@ -143,7 +170,7 @@ class Model:
         """B-52; whether it had any effect."""
         if self.status not in (PENDING, FAILED):
             return False
-        self.status, self.fresh, self.forced = COMPLETED, True, False
+        self.status, self.fresh, self.forced, self.deleted = COMPLETED, True, False, None
         return True
 
 
@@ -153,6 +180,8 @@ class Run:
 
     claim: Claim
     seen: tuple[int, str] | None
+    speaks_of: int
+    """The incarnation that the record spoke of."""
     checked: bool = False
 
 
@@ -177,6 +206,8 @@ class Life(RuleBasedStateMachine):
         self.run: Run | None = None
         self.lost: list[Claim] = []
         self.handled: tuple[int, str] | None = None
+        self.observed = self.told_of = 0
+        """Incarnations: the newest that the record speaks of, and the one whose deletion has had its run."""
         self.write(value="A", on=True, planned=True)
 
     # --- the user ----------------------------------------------------------------------------
@@ -232,15 +263,22 @@ class Life(RuleBasedStateMachine):
         self.desk.planning.plan_changes(changes, at=at)
         kinds = {change.kind for change in changes}
         if self.model is not None and self.desk.deleted(0).kind in kinds:
-            self.model.leave(at)
+            self.model.delete(at)
         if self.desk.written(0).kind in kinds:
             if self.document is None:
                 if self.model is not None:
                     self.model.leave(at)
             elif self.model is None:
-                self.model = Model(PENDING, self.document[1], at)
+                self.model = Model(PENDING, self.document[1], at, self.bench.task.on_delete)
+                self.observed = self.incarnation
             else:
+                self._observed_by(at)
                 self.model.observe(self.document[1], at)
+
+    def _observed_by(self, at: Timestamp) -> None:
+        """The document is seen as it was at a time, unless the record knows better."""
+        if self.model is not None and at >= self.model.at:
+            self.observed = self.incarnation
 
     @rule()
     def mark_sent(self) -> None:
@@ -263,7 +301,7 @@ class Life(RuleBasedStateMachine):
         self.model.claim()
         (claim,) = claims
         assert claim.attempt == self.model.attempts
-        self.run = Run(claim, self.document)
+        self.run = Run(claim, self.document, self.observed)
 
     @precondition(lambda self: self.run is not None)
     @rule()
@@ -344,7 +382,14 @@ class Life(RuleBasedStateMachine):
 
     def _ended(self, outcome: Outcome, observed_at: Timestamp, state: RecordState) -> None:
         assert self.model is not None
-        self.run = None
+        run, self.run = self._running(), None
+        match outcome:
+            case Overtaken():
+                self._observed_by(observed_at)
+            case Completed() | Skipped() if run.claim.gone:
+                self.told_of = run.speaks_of
+            case _:
+                pass
         self.model.settle(outcome, observed_at)
         assert state is self.model.status
 
@@ -359,6 +404,8 @@ class Life(RuleBasedStateMachine):
     @rule()
     def discard(self) -> None:
         """Somebody discards the record: what it was to run for counts as handled."""
+        if self.model is not None and self.model.deleted is not None and self.run is None:
+            self.told_of = self.observed
         changed = self.bench.discard(self.doc_id)
         assert changed == (self.model is not None and self.model.discard())
         if changed and self.model is not None:
@@ -377,9 +424,10 @@ class Life(RuleBasedStateMachine):
                 found["attempts"],
                 found["lastObservedValues"]["v"],
                 found["_r"]["claim"] is not None,
+                found["_r"].get("deleted"),
             )
             model = self.model
-            assert stored == (model.status, model.attempts, model.observed, self.run is not None)
+            assert stored == (model.status, model.attempts, model.observed, self.run is not None, model.deleted)
 
     def teardown(self) -> None:
         """B-10: let everything come to rest; the final state of the document has been handled."""
@@ -397,15 +445,23 @@ class Life(RuleBasedStateMachine):
         assert self.run is None, "the record never comes to rest"
         if self.document is None or self.model is None:
             assert self.document is None, "a document that matches has no record"
+            self._check_deletion()
             return
         if self.model.status is FAILED:
             assert self.model.observed == self.document[1], "a change of a failed record was forgotten"
         else:
             assert self.handled == self.document, f"handled {self.handled}, the document is {self.document}"
 
+    def _check_deletion(self) -> None:
+        """B-61: a document that is gone for good has had a run for that, unless its attempts are spent."""
+        if self.bench.task.on_delete and self.model is not None and not self.exists and self.model.status is not FAILED:
+            assert self.told_of == self.observed, f"told of {self.told_of}, the record speaks of {self.observed}"
 
-def test_one_record_lives_by_the_rules(bench: Bench, make_desk: MakeDesk) -> None:
-    """B-8, B-10, B-13 to B-18, B-23 to B-28, B-33, B-34, B-52: whatever comes before or during what."""
+
+@pytest.mark.parametrize("on_delete", [False, True])
+def test_one_record_lives_by_the_rules(make_bench: MakeBench, make_desk: MakeDesk, *, on_delete: bool) -> None:
+    """B-8, B-10, B-13 to B-18, B-23 to B-28, B-33, B-34, B-52, B-61: whatever comes before or during what."""
+    bench = make_bench(filter={"on": True}, watch_projection={"v": 1}, on_delete=on_delete)
 
     class LifeHere(Life):
         """A life on this test's server."""
@@ -414,7 +470,7 @@ def test_one_record_lives_by_the_rules(bench: Bench, make_desk: MakeDesk) -> Non
     run_state_machine_as_test(
         LifeHere,
         settings=settings(
-            max_examples=150,
+            max_examples=100,
             stateful_step_count=25,
             deadline=None,
             print_blob=True,
