@@ -242,6 +242,19 @@ def test_a_record_is_retried_by_hand(open_page: Open, shop: Shop) -> None:
     assert shop.record(FAILED_ID).status is RecordState.PENDING
 
 
+def test_what_was_done_is_watched_behind_its_answer(open_page: Open, shop: Shop) -> None:
+    """B-57: the page goes on while the answer stands before it; only a question holds it."""
+    page = open_page("/errors", refresh_seconds=1)
+    row = page.locator("tbody tr", has_text="refused")
+    row.get_by_role("button", name="Retry").click()
+    page.get_by_role("dialog").get_by_role("button", name="Retry").click()
+    expect(page.get_by_role("dialog")).to_contain_text("2 records are pending now")
+    expect(row.locator("[data-label=retrying]")).to_have_text("2")
+    for claim in shop.sync.claim(FAILED_ID, 2):
+        shop.sync.complete(claim)
+    expect(row).to_have_count(0)
+
+
 def test_leaving_a_question_changes_nothing(open_page: Open, shop: Shop) -> None:
     """B-57: bulk work is not begun by opening its question."""
     page = open_page("/records?status=failed")

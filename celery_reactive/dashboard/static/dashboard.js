@@ -29,7 +29,8 @@
     const chosen = window.getSelection();
     const marks = chosen && !chosen.isCollapsed && region && region.contains(chosen.anchorNode);
     const menu = region && region.querySelector("details.menu[open]");
-    return marks || menu || dialog.open || help.open;
+    const question = dialog.open && !dialog.querySelector("[data-done]");
+    return marks || menu || question || help.open;
   }
   function update(force) {
     const region = document.getElementById("live");
