@@ -261,6 +261,8 @@ class Life(RuleBasedStateMachine):
 
     def _plan(self, changes: list[Change], at: Timestamp) -> None:
         self.desk.planning.plan_changes(changes, at=at)
+        # On a busy machine a statement may take longer than a lock is waited for.
+        self.desk.planning.retry_locked()
         kinds = {change.kind for change in changes}
         if self.model is not None and self.desk.deleted(0).kind in kinds:
             self.model.delete(at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -117,6 +118,29 @@ def test_in_company_and_marked_by_the_handler(bench: Bench, run_all: RunAll) -> 
     run_all(bench, 1, 2, 3, meanwhile=lambda ctx: ctx.mark_completed() if ctx.doc_id == 2 else None)
     bench.plan(document(2), document(11, doc_id=2), document(21, doc_id=3))
     assert [changes["v"] for changes in run_all(bench, 1, 2, 3)] == [(1, 2), (10, 11), (20, 21)]
+
+
+def test_what_a_record_has_no_room_for_is_not_kept(bench: Bench, run_all: RunAll) -> None:
+    """B-20, B-63: a third copy of large values would keep the record, and its company, from being claimed at all."""
+    large = "x" * 6_000_000
+    told = []
+    for number in range(3):
+        bench.plan(document(large + str(number)), document(number, doc_id=2))
+        told.append([changes["v"] for changes in run_all(bench, 1, 2)])
+        assert bench.state(1) is bench.state(2) is RecordState.COMPLETED
+    assert [small for _, small in told] == [(None, 0), (0, 1), (1, 2)]
+    assert [before and before[-1] for (before, _), _ in told] == [None, "0", None]
+
+
+def test_values_from_before_the_option_was_switched_off_are_not_told(bench: Bench, run_all: RunAll) -> None:
+    """B-63: the last completed run was for others."""
+    bench.plan(document(1))
+    run_all(bench, 1)
+    tracks, bench.task = bench.task, dataclasses.replace(bench.task, track_changes=False)
+    bench.handle(document(2))
+    bench.task = tracks
+    bench.plan(document(3))
+    assert run_all(bench, 1)[0]["v"] == (None, 3)
 
 
 def test_a_task_must_say_so(make_bench: MakeBench, run_all: RunAll) -> None:

@@ -44,6 +44,13 @@ from celery_reactive.store.pipelines.expressions import (
 _PAST_DEFERRAL = timedelta(seconds=1)
 _ENDED_BY_A_CLAIM = ("touched", "forced", "fresh", "alone", "held", "skipped", "unrun", "guarded")
 """Flags that speak of what comes before a run."""
+_MOST_BYTES = 15 * 1024 * 1024
+_IF_THERE_IS_ROOM: Expression = if_(
+    {"$lte": [{"$add": [{"$bsonSize": "$$ROOT"}, {"$bsonSize": "$lastObservedValues"}]}, _MOST_BYTES]},
+    "$lastObservedValues",
+    REMOVE,
+)
+"""The watched values once more, unless the record would become too large to be written."""
 
 
 def start_attempt(*, token: str, worker: str, lease: timedelta, company: bool, track: bool = False) -> list[Stage]:
@@ -65,7 +72,7 @@ def start_attempt(*, token: str, worker: str, lease: timedelta, company: bool, t
         "forced": flag("forced"),
         "company": company,
         "deleted": "$_r.deleted",
-        **({"values": "$lastObservedValues"} if track else {}),
+        **({"values": _IF_THERE_IS_ROOM} if track else {}),
     }
     return [
         {
@@ -138,8 +145,8 @@ def settle(
 def _handled(outcome: Outcome, task: ReactiveTask) -> dict[str, Expression]:
     """What the run leaves to be compared with the next (B-63), and the deletion that needs no run any more (B-61)."""
     fields: dict[str, Expression] = {}
-    if task.track_changes and isinstance(outcome, Completed):
-        fields["_r.handled"] = "$_r.claim.values"
+    if isinstance(outcome, Completed):
+        fields["_r.handled"] = "$_r.claim.values" if task.track_changes else REMOVE
     if isinstance(outcome, Completed | Skipped):
         # One that came during the run is another.
         own = {"$eq": ["$_r.deleted", "$_r.claim.deleted"]}
