@@ -18,6 +18,16 @@ ENOUGH = 100_001
 _EXACT_BELOW = 100_000
 _MILLION, _BILLION = 10**6, 10**9
 _LONGEST_ID = 60
+_FIELDS = {
+    "nextRunAt": "next run",
+    "dueAt": "due",
+    "createdAt": "created",
+    "updatedAt": "last change",
+    "startedAt": "started",
+    "completedAt": "completed",
+    "lastFinalizedAt": "last end",
+    "firstErrorAt": "first error",
+}
 
 
 def counted(number: int) -> str:
@@ -77,6 +87,11 @@ def relative(moment: Any, now: datetime) -> str:
 
 def _coarse(length: timedelta) -> str:
     return _units(round(length.total_seconds()))[0]
+
+
+def field(name: str) -> str:
+    """Return what the pages call a field that records are sorted by."""
+    return _FIELDS.get(name, name)
 
 
 def full(moment: Any) -> str:

@@ -289,7 +289,7 @@ def _waiting(record: TaskRecord, books: Books) -> Reason:
         text = f"It is due, and was put off until {_moment(books.wake_at)}: a limit or a control of the task held it."
         return Reason("put_off", text)
     since = format_duration(_whole(books.now - (record.next_run_at or books.now)))
-    return Reason("due", f"It has been due for {since}, and the planner is about to send its message.")
+    return Reason("due", f"It has been due for {since}, and its message is not sent yet.")
 
 
 def _not_due(record: TaskRecord, books: Books, when: datetime) -> Reason:

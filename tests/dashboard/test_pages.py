@@ -76,6 +76,13 @@ def test_a_listing_says_what_it_covers(visitor: TestClient) -> None:
     assert "12 records, 3 shown" in text_of(visitor.get("/records?limit=3").text)
 
 
+def test_the_order_is_named_as_the_columns_are(visitor: TestClient) -> None:
+    """B-57: nobody has to know what a field is called where it is stored."""
+    page = visitor.get("/records").text
+    assert '<option value="-lastFinalizedAt">last end, newest first</option>' in page
+    assert not re.search(r">\w+At, (newest|oldest) first<", page)
+
+
 def test_the_next_page_goes_on_where_the_last_ended(visitor: TestClient) -> None:
     """B-51: going from page to page meets every record once."""
     seen: list[str] = []
