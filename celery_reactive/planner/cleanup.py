@@ -68,9 +68,9 @@ class Cleaner:
         policies = ((task, Criteria.of(task.definition.cleanup_policy)) for task in planning.tasks)
         self._tasks = {task.definition.name: (task, criteria) for task, criteria in policies if criteria is not None}
         self._deleted = {name: _Ids() for name in self._tasks}
-        self._running = {name: _Ids() for name in self._tasks}
-        """Deleted documents whose records were still running, of tasks that keep no orphan: looked at again."""
-        self._running_looked_at = 0.0
+        self._busy = {name: _Ids() for name in self._tasks}
+        """Deleted documents whose records ran or were still to run, of tasks that keep no orphan: looked at again."""
+        self._busy_looked_at = 0.0
         self._wanted: dict[str, None] = {}
         """Tasks all of whose records are to be looked at, in order."""
         self._lock = threading.Lock()
@@ -117,7 +117,7 @@ class Cleaner:
                 self._wanted[name] = None
 
     def _clear_deleted(self) -> None:
-        self._recall_running()
+        self._recall_busy()
         for name in self._tasks:
             while not self._ended.is_set() and (doc_ids := self._take_deleted(name)):
                 try:
@@ -130,13 +130,13 @@ class Cleaner:
         with self._lock:
             return self._deleted[name].take(self._page_size)
 
-    def _recall_running(self) -> None:
-        """Look once a second at records that were running when their documents were deleted."""
-        if time.monotonic() - self._running_looked_at < _LOOK_SECONDS:
+    def _recall_busy(self) -> None:
+        """Look once a second at a page of records whose runs had not ended when their documents were deleted."""
+        if time.monotonic() - self._busy_looked_at < _LOOK_SECONDS:
             return
-        self._running_looked_at = time.monotonic()
-        for name, running in self._running.items():
-            self._note(self._deleted, name, running.take(_MOST_DELETIONS))
+        self._busy_looked_at = time.monotonic()
+        for name, busy in self._busy.items():
+            self._note(self._deleted, name, busy.take(self._page_size))
 
     def _clear_deleted_page(self, name: str, doc_ids: Sequence[Any]) -> None:
         task, criteria = self._tasks[name]
@@ -144,7 +144,8 @@ class Cleaner:
             page = orphans.read(self._records(task), name, doc_ids, criteria, session=session)
             removed = self._clear_page(task, criteria, page, session)
         if not criteria.keep_for:
-            self._note(self._running, name, [one.doc_id for one in page if one.gone and one.running])
+            busy = [one.doc_id for one in page if one.gone and (one.running or one.pending)]
+            self._note(self._busy, name, busy)
         if removed:
             self._runtime.emit(CleanupFinished(name, removed))
 

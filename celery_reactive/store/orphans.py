@@ -70,6 +70,7 @@ class Seen:
     gone: bool
     left: bool
     running: bool
+    pending: bool
     settled: bool
     """In a final state, with no change that waits."""
     old: bool
@@ -169,6 +170,7 @@ def _seen(record: Mapping[str, Any]) -> Seen:
         gone=record["gone"],
         left=record["left"],
         running=state in RUNNING,
+        pending=state is RecordState.PENDING,
         settled=state in FINAL and not record["unhandled"],
         old=record["old"],
     )

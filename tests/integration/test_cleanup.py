@@ -539,6 +539,24 @@ def test_a_document_deleted_by_its_own_handler_leaves_no_record(
     assert left_over(bench) == set()
 
 
+def test_a_deletion_that_is_a_run_leaves_no_record(
+    make_bench: MakeBench, make_desk: MakeDesk, make_cleaner: MakeCleaner
+) -> None:
+    """B-42, B-61: it goes soon after that run, not with the next cleanup of everything."""
+    bench = make_bench(cleanup_policy=AT_ONCE, on_delete=True)
+    desk, cleaner = make_desk(bench), make_cleaner(bench)
+    bench.handle({**DOCUMENT, "_id": 1})
+    bench.delete(1)
+    desk.plan(desk.deleted(1))
+    cleaner.note_deleted([desk.deleted(1)])
+    cleaner.step()
+    assert bench.state(1) is RecordState.PENDING
+    bench.complete(*bench.claim(1))
+    cleaner.step()
+    cleaner.step()
+    assert left_over(bench) == set()
+
+
 def test_more_deletions_than_are_kept_in_mind_have_everything_looked_at(
     make_bench: MakeBench, make_desk: MakeDesk, make_cleaner: MakeCleaner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
