@@ -153,7 +153,7 @@ def _reading(
 def _parameter(name: str, *, required: bool, several: bool) -> dict[str, Any]:
     meaning, schema = _FIELDS[name]
     if several:
-        schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": 20}
+        schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": parameters.MOST_VALUES}
     return {"name": name, "in": "query", "description": meaning, "required": required, "schema": schema}
 
 
@@ -181,7 +181,9 @@ def _changing(
 def _property(name: str, *, several: bool) -> Schema:
     meaning, schema = _FIELDS[name]
     if several:
-        schema = {"anyOf": [schema, {"type": "array", "items": schema, "minItems": 1, "maxItems": 200}]}
+        schema = {
+            "anyOf": [schema, {"type": "array", "items": schema, "minItems": 1, "maxItems": parameters.MOST_VALUES}]
+        }
     return {**schema, "description": meaning}
 
 

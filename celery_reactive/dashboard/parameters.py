@@ -21,6 +21,8 @@ from celery_reactive.management.selection import read_pattern
 LONGEST_TEXT = 4000
 """Characters of a text to search for, a name, a template."""
 MOST_FIELDS = 500
+MOST_VALUES = 200
+"""Of one name."""
 
 _TRUE, _FALSE = frozenset({"true", "1", "on", "yes"}), frozenset({"false", "0", "off", "no"})
 
@@ -70,9 +72,10 @@ class Parameters:
         """Return all texts of one name.
 
         Raises:
-            RefusedError: One is empty.
+            RefusedError: One is empty, or there are too many.
         """
         texts = self._texts.get(name, [])
+        _refuse_more(name, texts)
         if "" in texts:
             raise _bad(f"{name}: expected a value, got an empty one")
         return texts
@@ -138,12 +141,13 @@ class Body:
         """Return a list of texts; one alone counts as such.
 
         Raises:
-            RefusedError: It is none.
+            RefusedError: It is none, or there are too many.
         """
         if name not in self._fields:
             return []
         value = self._fields[name]
-        if isinstance(value, list) and 0 < len(value) <= MOST_FIELDS:
+        if isinstance(value, list) and value:
+            _refuse_more(name, value)
             return [_nonempty(name, each) for each in value]
         return [_nonempty(name, value)]
 
@@ -207,6 +211,11 @@ def _text(name: str, value: str) -> str:
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
         raise _bad(f"{name}: expected a text that can be encoded, without NUL")
     return value
+
+
+def _refuse_more(name: str, values: Sequence[object]) -> None:
+    if len(values) > MOST_VALUES:
+        raise _bad(f"{name}: expected at most {MOST_VALUES} values, got {len(values)}")
 
 
 def _nonempty(name: str, value: Any) -> str:

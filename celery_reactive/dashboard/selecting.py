@@ -25,7 +25,6 @@ FILTERS = ("task", "status", "collection", "doc_id", "error", "regex", "template
 PAGING = ("sort", "limit", "skip", "after")
 TARGETS = (*FILTERS, "key", "all")
 DEFAULT_LIMIT, MOST_LIMIT = 50, 200
-MOST_KEYS = 200
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -174,7 +173,7 @@ class Target:
         """
         target = cls(
             Filters.read(fields),
-            tuple(_key(text) for text in _at_most(fields.texts("key"))),
+            tuple(_key(text) for text in fields.texts("key")),
             bool(fields.flag("all")),
         )
         if target.keys and not target.filters.is_empty:
@@ -217,12 +216,6 @@ def _key(text: str) -> RecordKey:
     except (ValueError, RecursionError):
         pass
     raise RefusedError(400, f'key: expected ["task", "document id"] as JSON, got {shown(text)}')
-
-
-def _at_most(keys: list[str]) -> list[str]:
-    if len(keys) > MOST_KEYS:
-        raise RefusedError(400, f"key: expected at most {MOST_KEYS}, got {len(keys)}; use filters")
-    return keys
 
 
 def _flag(value: bool | None) -> str | None:  # noqa: FBT001 -- a value like the others

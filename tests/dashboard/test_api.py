@@ -98,6 +98,18 @@ def test_an_operation_can_be_followed_and_stopped(visitor: TestClient, shop: Sho
     assert visitor.post("/api/v1/cancel", json={"operation": "nonsense"}).status_code == 400
 
 
+def test_as_many_values_are_taken_as_the_document_says(visitor: TestClient) -> None:
+    """B-57: one name may be given 200 times, in a query as in a body, and not once more."""
+    most = ["failed"] * 200
+    assert visitor.get("/api/v1/records", params={"status": most}).status_code == 200
+    for answer in (
+        visitor.get("/api/v1/records", params={"status": [*most, "failed"]}),
+        visitor.post("/api/v1/preview", json={"status": [*most, "failed"]}),
+    ):
+        assert answer.status_code == 400
+        assert answer.json()["reason"] == "status: expected at most 200 values, got 201"
+
+
 def test_fewer_rights_are_told_by_status(make_client: MakeClient) -> None:
     """B-57: 401 and 403 are answered in JSON as well."""
     assert make_client(tokens=["0123456789abcdef"]).get("/api/v1/status").json().keys() == {"reason"}

@@ -143,6 +143,8 @@ def test_a_document_without_a_record_is_explained(visitor: TestClient, shop: Sho
     shop.sync.put(document("new"))
     page = record_page(visitor, "new")
     assert "/confirm/trigger?task=sync&amp;doc_id=%22new%22" in page
+    shop.sync.put({**document("draft"), "on": False})
+    assert "/confirm/trigger" not in record_page(visitor, "draft")
 
 
 def test_a_document_without_a_record_is_led_to_why(visitor: TestClient, shop: Shop) -> None:
