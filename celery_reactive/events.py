@@ -79,6 +79,18 @@ class PlannerStopped(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class LeadershipAwaited(Event):
+    """Another planner leads; this one stands by, and leads once the other's lock has not been renewed for its TTL."""
+
+    code: ClassVar[str] = "leadership_awaited"
+    message: ClassVar[str] = "another planner leads, standing by"
+    instance: str
+    leader: str
+    ttl_seconds: float
+    group: str = DEFAULT_GROUP
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LeadershipWon(Event):
     """This planner leads now."""
 

@@ -43,7 +43,7 @@ def planner(
     loglevel: int,
     logfile: str | None,
 ) -> None:
-    """Run a planner until SIGTERM or SIGINT.
+    """Run a planner until SIGTERM, SIGINT or SIGHUP.
 
     One planner of a group leads: it watches the collections, keeps the records and sends what is due. Start a
     second one, and it takes over when the first is gone. A second signal ends the process at once.
@@ -70,3 +70,6 @@ def _stop_on_signals(stop: threading.Event) -> None:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
+    # A planner whose terminal is closed hands over as well; under nohup it goes on.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, handle)

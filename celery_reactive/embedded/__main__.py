@@ -1,4 +1,4 @@
-"""`python -m celery_reactive.embedded`: a MongoDB and a Valkey for trying things out, until SIGINT or SIGTERM.
+"""`python -m celery_reactive.embedded`: a MongoDB and a Valkey for trying things out, until SIGINT, SIGTERM or SIGHUP.
 
 Called by people who follow the quickstart. Prints what to paste into other terminals, so that an app without any
 settings finds the two; keeps nothing.
@@ -6,6 +6,7 @@ settings finds the two; keeps nothing.
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 
@@ -13,7 +14,7 @@ from celery_reactive.embedded.mongo import MongoServer
 from celery_reactive.embedded.valkey import ValkeyServer
 
 DATABASE = "quickstart"
-ENDING = (signal.SIGINT, signal.SIGTERM)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
@@ -22,6 +23,11 @@ def main() -> None:
     Raises:
         EmbeddedServerError: There is no program to start; nothing runs.
     """
+    argparse.ArgumentParser(
+        prog="python -m celery_reactive.embedded",
+        description="Start a MongoDB and a Valkey for trying things out, until Ctrl-C; they keep nothing. "
+        "Paste the two lines that are printed into your other terminals.",
+    ).parse_args()
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     with MongoServer() as mongo, ValkeyServer() as valkey:
         sys.stdout.write(f"export CELERY_REACTIVE_MONGODB_URL='{mongo.url_of(DATABASE)}'\n")

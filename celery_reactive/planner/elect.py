@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from celery_reactive.errors import StoreUnavailableError
-from celery_reactive.events import LeadershipEnded, LeadershipWon
+from celery_reactive.events import LeadershipAwaited, LeadershipEnded, LeadershipWon
 from celery_reactive.planner.patience import Complaint
 from celery_reactive.runtime import Runtime
 from celery_reactive.store import leadership
@@ -64,6 +64,7 @@ class _Candidate:
         asked = time.monotonic()
         lock = leadership.read(self._runtime.connection.globals(), self._group)
         if lock != self._seen:
+            self._tell_of(lock)
             self._seen, self._seen_since = lock, time.monotonic()
         stale = asked - self._seen_since >= self._runtime.settings.leader_ttl.total_seconds()
         if lock.holder is not None and not stale:
@@ -72,6 +73,14 @@ class _Candidate:
         instance = self._runtime.settings.instance_id
         term = leadership.acquire(self._runtime.connection.globals(), self._group, instance, lock)
         return None if term is None else Leadership(self._runtime, self._group, term, sent)
+
+    def _tell_of(self, lock: Lock) -> None:
+        """Say once for each leader that it is waited for."""
+        if lock.holder is None or (self._seen is not None and self._seen.holder == lock.holder):
+            return
+        settings = self._runtime.settings
+        ttl = settings.leader_ttl.total_seconds()
+        self._runtime.emit(LeadershipAwaited(settings.instance_id, lock.holder, ttl, self._group))
 
 
 class Leadership:

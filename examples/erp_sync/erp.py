@@ -6,6 +6,7 @@
 import json
 import sqlite3
 import sys
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -78,6 +79,6 @@ class _Request(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    with Erp(sys.argv[1], port=8000) as erp:
+    with suppress(KeyboardInterrupt), Erp(sys.argv[1], port=8000) as erp:
         print("listening at", erp.url, flush=True)
         erp.serve_forever()

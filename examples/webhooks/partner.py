@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -75,6 +76,7 @@ def one_in_two_seconds() -> Callable[[], Answer]:
 
 
 if __name__ == "__main__":
-    with Partner(os.environ.get("WEBHOOK_SECRET", "for trying things out only"), one_in_two_seconds(), 8000) as partner:
+    secret = os.environ.get("WEBHOOK_SECRET", "for trying things out only")
+    with suppress(KeyboardInterrupt), Partner(secret, one_in_two_seconds(), 8000) as partner:
         print("listening at", partner.url, flush=True)
         partner.serve_forever()

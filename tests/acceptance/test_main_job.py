@@ -77,13 +77,14 @@ def test_nothing_is_lost_when_the_leader_is_killed(project: Project) -> None:
     assert took < 10
 
 
-def test_a_planner_told_to_stop_hands_over_at_once(project: Project) -> None:
-    """B-46, B-68: SIGTERM: exit code 0, and the stand-by leads without waiting for the TTL."""
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP], ids=["by TERM", "by closing its terminal"])
+def test_a_planner_told_to_stop_hands_over_at_once(project: Project, told: signal.Signals) -> None:
+    """B-46, B-68: exit code 0, and the stand-by leads without waiting for the TTL."""
     first = project.planner("one")
     project.wait_until(lambda: project.leader() == "one")
     second = project.planner("two")
     project.wait_until(lambda: "planner started" in second.text())
-    first.send(signal.SIGTERM)
+    first.send(told)
     assert project.wait_until(lambda: project.leader() == "two") < 3
     assert first.wait() == 0
 

@@ -17,7 +17,7 @@ from pymongo.errors import AutoReconnect, OperationFailure
 from celery_reactive.core.registry import Registry
 from celery_reactive.core.task import ReactiveTask
 from celery_reactive.errors import StoreUnavailableError, TermEndedError
-from celery_reactive.events import Event, LeadershipEnded, LeadershipWon
+from celery_reactive.events import Event, LeadershipAwaited, LeadershipEnded, LeadershipWon
 from celery_reactive.planner import elect
 from celery_reactive.planner.elect import Leadership
 from celery_reactive.runtime import Runtime
@@ -107,10 +107,11 @@ def test_a_stand_by_waits_while_the_leader_renews(make_planner: MakePlanner) -> 
     """B-46: for longer than the TTL, whatever else the leader does."""
     won = make_planner("one").campaign()
     assert won is not None
+    waiting = make_planner("two")
     stop = threading.Event()
     outcome: list[Leadership | None] = []
     with won:
-        stand_by = threading.Thread(target=lambda: outcome.append(make_planner("two").campaign(stop)))
+        stand_by = threading.Thread(target=lambda: outcome.append(waiting.campaign(stop)))
         stand_by.start()
         stand_by.join(2.5)
         assert stand_by.is_alive()
@@ -118,6 +119,7 @@ def test_a_stand_by_waits_while_the_leader_renews(make_planner: MakePlanner) -> 
         stop.set()
         stand_by.join(PATIENCE_SECONDS)
     assert outcome == [None]
+    assert waiting.events == [LeadershipAwaited("two", "one", 1.0)], "told once, however often the lock is renewed"
 
 
 def test_a_vanished_leader_is_replaced_within_its_ttl(make_planner: MakePlanner, connection: Connection) -> None:
