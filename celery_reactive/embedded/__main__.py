@@ -11,6 +11,7 @@ import signal
 import sys
 
 from celery_reactive.embedded.mongo import MongoServer
+from celery_reactive.embedded.process import EmbeddedServerError
 from celery_reactive.embedded.valkey import ValkeyServer
 
 DATABASE = "quickstart"
@@ -21,7 +22,7 @@ def main() -> None:
     """Run both servers, and say where they are.
 
     Raises:
-        EmbeddedServerError: There is no program to start; nothing runs.
+        SystemExit: There is no program to start, and nothing runs; the message says what to install.
     """
     argparse.ArgumentParser(
         prog="python -m celery_reactive.embedded",
@@ -29,6 +30,13 @@ def main() -> None:
         "Paste the two lines that are printed into your other terminals.",
     ).parse_args()
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        _serve()
+    except EmbeddedServerError as error:
+        sys.exit(f"Error: {error}")
+
+
+def _serve() -> None:
     with MongoServer() as mongo, ValkeyServer() as valkey:
         sys.stdout.write(f"export CELERY_REACTIVE_MONGODB_URL='{mongo.url_of(DATABASE)}'\n")
         sys.stdout.write(f"export CELERY_BROKER_URL='{valkey.url_of(0)}'\n")
