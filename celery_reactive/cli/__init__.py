@@ -7,6 +7,7 @@ the top of this package: that module imports this one while it loads its plug-in
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -63,9 +64,30 @@ for _command in (
     reactive.add_command(_command)
 
 
+_CELERYS_OPTIONS = {
+    "app": "Where the Celery app is: `proj`, or `proj.celery_app:app`.",
+    "broker": "URL of the broker, instead of the app's.",
+    "result_backend": "URL of the result backend, instead of the app's.",
+    "loader": "Celery's loader, instead of the app's.",
+    "config": "Module with the app's configuration.",
+    "workdir": "Folder to change to first.",
+    "no_color": "Write without colours.",
+    "quiet": "Write less.",
+}
+"""What Celery's own options mean; it says so in a page of its own only."""
+
+
 def main() -> None:
     """Run `celery-reactive`, with Celery's own global options; the app may also come from CELERY_APP."""
     sys.exit(_standalone().main(prog_name="celery-reactive", auto_envvar_prefix="CELERY"))
+
+
+def _explained(param: click.Parameter) -> click.Parameter:
+    """Return a copy of an option of Celery's with a meaning, if it has none."""
+    explained = copy.copy(param)
+    if isinstance(explained, click.Option) and explained.help is None:
+        explained.help = _CELERYS_OPTIONS.get(explained.name or "")
+    return explained
 
 
 def _standalone() -> click.Group:
@@ -80,7 +102,7 @@ def _standalone() -> click.Group:
         name="celery-reactive",
         help=reactive.help,
         callback=start,
-        params=[param for param in base.params if param.name != "version"],
+        params=[_explained(param) for param in base.params if param.name != "version"],
         commands=reactive.commands,
         invoke_without_command=True,
     )

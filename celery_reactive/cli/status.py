@@ -106,7 +106,7 @@ def _show(found: Status, console: Console) -> None:
 
 def _leader_in_words(leader: LeaderStatus | None) -> str:
     if leader is None or leader.instance is None:
-        return "[red]none[/]: start `celery-reactive planner`"
+        return "[red]none[/]: start `celery-reactive -A … planner`"
     since = "" if leader.since is None else f", since {moment(leader.since)}"
     beat = "" if leader.heartbeat_age is None else f", heartbeat {leader.heartbeat_age.total_seconds():.1f} s ago"
     vanished = " [red](vanished: a stand-by takes over, if there is one)[/]" if leader.is_stale else ""

@@ -272,7 +272,7 @@ def _show_page(page: Page, console: Console) -> None:
 
 def _table(page: Page) -> Table:
     table = plain_table()
-    for column in ("task", "document", "status", "attempts", "next run", "updated", "last error"):
+    for column in ("task", "document", "status", "attempts", "next run", "changed", "last error"):
         table.add_column(column, justify="right" if column == "attempts" else "left")
     for record in page.items:
         table.add_row(
@@ -313,7 +313,7 @@ def _facts(record: TaskRecord) -> list[tuple[str, str]]:
         "next run": record.next_run_at,
         "due": record.due_at,
         "created": record.created_at,
-        "updated": record.updated_at,
+        "changed": record.updated_at,
         "started": record.started_at,
         "completed": record.completed_at,
         "first error": record.first_error_at,

@@ -68,7 +68,7 @@ def test_status_before_any_planner_says_what_to_start(project: Project) -> None:
     """A new project's first look is an answer, not an error."""
     ended = project.run("status")
     assert ended.returncode == 0, ended.stderr
-    assert "start `celery-reactive planner`" in ended.stdout
+    assert "start `celery-reactive -A … planner`" in ended.stdout
     assert "no planner has seen it yet" in ended.stdout
 
 

@@ -47,7 +47,7 @@ def test_towncrier_takes_every_file() -> None:
     """The draft of the next release has a heading for each kind, and every item."""
     command = [sys.executable, "-m", "towncrier", "build", "--draft", "--version", "1.2.3", "--date", "2026-01-31"]
     draft = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert "## 1.2.3 - 2026-01-31\n\n### Added\n\n- " in draft
+    assert re.search(r"^## 1\.2\.3 - 2026-01-31\n\n### \w+\n\n- ", draft, flags=re.MULTILINE)
     files = list(check_changes.CHANGES.glob("+*.md"))
     assert {path.name.split(".")[1] for path in files} == {
         heading.lower() for heading in re.findall(r"^### (\w+)$", draft, flags=re.MULTILINE)
