@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import sys
 import tempfile
 import time
 import uuid
@@ -289,7 +290,7 @@ def _start(folder: Path, environment: dict[str, str], stack: ExitStack, setting:
         ]
     children = []
     for name, command in commands.items():
-        child = Child(name, command, folder=folder, environment=environment)
+        child = Child(name, [sys.executable, *command], folder=folder, environment=environment)
         stack.callback(child.stop, within_seconds=_ORDER_OF_ENDING_SECONDS)
         children.append(child)
     stack.callback(_ask_to_end, children)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -131,7 +132,7 @@ class Stage:
             if name in PLANNERS
             else ["-m", "celery", "-A", app, "worker", "--concurrency=2", "--loglevel=INFO", f"--hostname={name}@%h"]
         )
-        return Child(name, command, folder=self._folder, environment=environment)
+        return Child(name, [sys.executable, *command], folder=self._folder, environment=environment)
 
     def _supervise(self) -> None:
         while not self._ended.wait(0.5):
