@@ -119,7 +119,8 @@
 
   // What was shown behind a question is as old as the question.
   dialog.addEventListener("close", function () {
-    if (document.activeElement === document.body) focusAgain(asker);
+    const main = document.getElementById("main");
+    if (!main || !main.contains(document.activeElement)) focusAgain(asker);
     update();
   });
 
